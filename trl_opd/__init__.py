@@ -1,0 +1,32 @@
+"""trl_opd: on-policy (self-)distillation trainers on top of TRL, and a harness to compare them."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from trl_opd.configs import GRPOConfig, OPDConfig, OPSDConfig
+    from trl_opd.trainer import GRPOTrainer, OPDTrainer, OPSDTrainer
+
+#: Public name -> its module. Loaded on first use: the harness and the command line must not wait for TRL.
+_LAZY = {
+    "GRPOConfig": "configs",
+    "OPDConfig": "configs",
+    "OPSDConfig": "configs",
+    "GRPOTrainer": "trainer",
+    "OPDTrainer": "trainer",
+    "OPSDTrainer": "trainer",
+}
+
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module 'trl_opd' has no attribute {name!r}")
+    return getattr(import_module(f"trl_opd.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

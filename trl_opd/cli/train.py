@@ -1,0 +1,203 @@
+"""`trl-opd train METHOD --config recipe.yaml --key value ...`: TRL's parser and YAML habits for every method."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trl_opd.errors import UserError
+from trl_opd.methods import METHODS, method
+from trl_opd.suggest import suggest
+
+USAGE = """usage: trl-opd train METHOD --config RECIPE.yaml [--option value ...]
+
+Train a model with one of the methods. A recipe is a YAML file of options; options on the command line win. A run
+that was killed goes on from its last checkpoint when the same command is given again; a finished one is not repeated.
+
+methods:
+{methods}
+
+what every run needs:
+  --model_name_or_path   testbed/base, a folder, or a model on the hub
+  --dataset_name         testbed, a .jsonl/.json/.parquet/.csv file, or a dataset on the hub
+  --output_dir           where run.json, log.jsonl, checkpoints and model/ go
+
+'trl-opd train METHOD --help' lists the method's own options; all options of TRL's GRPOConfig and ModelConfig apply too.
+Several processes: accelerate launch trainers/METHOD.py --config RECIPE.yaml"""
+
+
+def main(argv: list[str]) -> int:
+    """Trains; returns the exit status."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE.format(methods="\n".join(f"  {name:<8}{entry.summary}" for name, entry in METHODS.items())))
+        return 0 if argv else 2
+    name, options = argv[0], argv[1:]
+    entry = method(name)
+    if {"-h", "--help"} & set(options):
+        print(_method_help(name))
+        return 0
+    check_recipe(options, name)
+    data_args, config, model_args = _parse(entry.config, options)
+    return _train(name, data_args, config, model_args)
+
+
+def _dataclasses(config_name: str) -> tuple[type, ...]:
+    from trl import ModelConfig
+
+    import trl_opd
+    from trl_opd.data import DataArguments
+
+    return DataArguments, getattr(trl_opd, config_name), ModelConfig
+
+
+def _method_help(name: str) -> str:
+    import trl
+
+    entry = method(name)
+    data, config, _ = _dataclasses(entry.config)
+    inherited = {f.name: f.default for f in fields(trl.GRPOConfig)}
+    own = [f for f in fields(config) if f.name not in inherited or f.default != inherited[f.name]]
+    lines = [f"usage: trl-opd train {name} --config RECIPE.yaml [--option value ...]", "", f"{name}: {entry.summary}"]
+    for title, group in (
+        ("data", fields(data)),
+        (f"{name}: new, or with another default than in TRL's GRPOConfig", own),
+    ):
+        lines += ["", f"{title}:"]
+        for f in group:
+            default = f.default_factory() if callable(f.default_factory) else f.default
+            shown = "the built-in text" if isinstance(default, str) and "\n" in default else default
+            lines += [f"  --{f.name} (default: {shown})", f"      {f.metadata.get('help', '')}"]
+    return "\n".join(lines)
+
+
+def check_recipe(options: list[str], name: str) -> None:
+    """Refuses a recipe that is missing, is no mapping or holds unknown keys, before anything is imported.
+
+    Raises:
+        `UserError`: With the nearest known key.
+    """
+    if "--config" not in options:
+        return
+    position = options.index("--config") + 1
+    if position == len(options):
+        raise UserError("--config is followed by nothing; name a YAML file.")
+    path = Path(options[position])
+    if not path.is_file():
+        raise UserError(f"There is no recipe {path}; check the path after --config.")
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}); mend it.") from error
+    if not isinstance(recipe, dict):
+        raise UserError(f"{path} is no list of 'option: value' lines; mend it.")
+    known = {f.name for kind in _dataclasses(method(name).config) for f in fields(kind)} | {"env"}
+    for key in recipe:
+        if key not in known:
+            raise UserError(
+                f"{path} sets {key!r}, which is no option of {name}{suggest(key, known)}; remove or mend it."
+            )
+
+
+def _parse(config_name: str, options: list[str]) -> tuple[Any, Any, Any]:
+    from trl import TrlParser
+
+    kinds = _dataclasses(config_name)
+    known = {f.name for kind in kinds for f in fields(kind)}
+    try:
+        *parsed, unknown = TrlParser(kinds).parse_args_and_config(options, return_remaining_strings=True)
+    except (ValueError, TypeError) as error:
+        raise UserError(_one_sentence(error)) from error
+    if unknown:
+        key = unknown[0].lstrip("-").split("=")[0]
+        raise UserError(f"There is no option --{key}{suggest(key, known)}; see --help.")
+    return tuple(parsed)
+
+
+def _one_sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if ("bf16" in text and "use_cpu" in text) or "bf16/gpu" in text:
+        return "This machine has no accelerator that trains in bfloat16; add --use_cpu true --bf16 false."
+    return text
+
+
+def _train(name: str, data_args, config, model_args) -> int:
+    import trl_opd
+    from trl_opd.data import load_reward_functions, load_training_data
+    from trl_opd.run_log import RunFolder, RunRecorder, differences, peak_memory_bytes
+    from trl_opd.state import newest_checkpoint
+
+    if not model_args.model_name_or_path:
+        raise UserError("model_name_or_path is missing; set it to testbed/base, a folder, or a model on the hub.")
+    folder = RunFolder(Path(config.output_dir), name, differences(data_args, config, model_args))
+    if folder.finished:
+        print(f"{config.output_dir} is finished: {folder.record['steps']} steps, {folder.record['seconds']:.0f} s.")
+        return 0
+    dataset = load_training_data(data_args)
+    trainer_class = getattr(trl_opd, method(name).trainer)
+    try:
+        trainer = _make_trainer(
+            trainer_class, dataset, load_reward_functions(data_args.reward_funcs), config, model_args
+        )
+        checkpoint = config.resume_from_checkpoint or newest_checkpoint(config.output_dir)
+        resumed_step = int(str(checkpoint).rsplit("-", 1)[1]) if checkpoint else 0
+        if checkpoint:
+            print(f"resuming from {checkpoint}", flush=True)
+        folder.start(resumed_step)
+        trainer.add_callback(RunRecorder(folder, trainer))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.save_model(str(folder.path / "model"))
+    except BaseException as error:
+        last_line = (str(error).strip().splitlines() or [""])[-1]
+        folder.write(status="failed", error=f"{type(error).__name__}: {last_line}")
+        raise
+    if trainer.accelerator.is_main_process:
+        folder.write(
+            status="finished",
+            steps=trainer.state.global_step,
+            peak_memory_bytes=peak_memory_bytes(),
+            **trainer.spent(),
+        )
+        print(f"finished: model in {folder.path / 'model'}", flush=True)
+    return 0
+
+
+def resolve_model(name: str) -> str:
+    """The path or hub id behind a model name; `testbed/base` and `testbed/teacher` come with the package.
+
+    Raises:
+        `UserError`: If the name is a local path and there is no model.
+    """
+    if name.startswith("testbed/"):
+        from trl_opd.testbed import model_path
+
+        return str(model_path(name.removeprefix("testbed/")))
+    path = Path(name)
+    looks_local = path.is_absolute() or name.startswith((".", "~")) or path.exists() or len(path.parts) > 2
+    if looks_local and not (path / "config.json").exists():
+        raise UserError(f"There is no model in {name} (no config.json); check the path.")
+    return name
+
+
+def _make_trainer(trainer_class, dataset, reward_functions, config, model_args):
+    from transformers import PrinterCallback
+    from trl import get_peft_config, get_quantization_config
+
+    config.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+    } | (config.model_init_kwargs or {})
+    if getattr(config, "teacher_model_name_or_path", None):
+        config.teacher_model_name_or_path = resolve_model(config.teacher_model_name_or_path)
+    config.disable_tqdm = True
+    trainer = trainer_class(
+        model=resolve_model(model_args.model_name_or_path),
+        reward_funcs=reward_functions,
+        args=config,
+        train_dataset=dataset,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer

@@ -1,0 +1,55 @@
+"""The one module that imports TRL's private names, and the contracts that the pipeline relies on.
+
+`CONTRACTS` is checked by a test against the installed TRL, so that a release that changes a signature fails loudly in
+one place.
+"""
+
+from contextlib import contextmanager
+
+from trl import GRPOTrainer
+from trl.models.utils import _ForwardRedirection
+from trl.trainer.utils import pad
+
+try:
+    from peft import PeftModel
+except ImportError:  # PEFT is optional, as it is in TRL
+    PeftModel = ()
+
+__all__ = ["CONTRACTS", "is_peft_model", "pad", "redirect_forward", "tokenize_prompts"]
+
+#: Overridden or called methods of `GRPOTrainer` -> the parameters that they must have.
+CONTRACTS = {
+    "_generate_and_score_completions": ("self", "inputs"),
+    "_calculate_rewards": ("self", "inputs", "prompts", "completions", "completion_ids_list"),
+    "_compute_loss": ("self", "model", "inputs"),
+    "_prepare_inputs": ("self", "generation_batch"),
+    "_tokenize_prompts": ("self", "prompts"),
+    "_save_checkpoint": ("self", "model", "trial"),
+}
+
+
+def is_peft_model(model) -> bool:
+    """Whether the model is wrapped by PEFT."""
+    return isinstance(model, PeftModel)
+
+
+def redirect_forward(wrapper, module, method, *args):
+    """Calls `method(*args)` inside the forward of `wrapper`, so that DDP, FSDP and ZeRO see one ordinary forward."""
+    return _ForwardRedirection()(wrapper, module, method, *args)
+
+
+def tokenize_prompts(trainer: GRPOTrainer, prompts: list, chat_template_kwargs: dict) -> list[list[int]]:
+    """Renders prompts by the very function that rendered the student's, under other chat-template arguments."""
+    with _attribute(trainer, "chat_template_kwargs", chat_template_kwargs):
+        ids, _, _ = trainer._tokenize_prompts(prompts)
+    return [list(row) for row in ids]
+
+
+@contextmanager
+def _attribute(owner, name: str, value):
+    own = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, own)

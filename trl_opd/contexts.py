@@ -1,0 +1,101 @@
+"""What the teacher reads: the student's own prompt, rewritten to carry privileged information.
+
+A context rewrites the last user turn and nothing else. Student and teacher prompts are then rendered by one and the
+same function, and the student's completion ids are appended to both as they are: nothing is ever re-tokenised. A
+context that does not fit the teacher's limit is dropped and counted, never cut.
+"""
+
+import re
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from trl_opd.errors import UserError
+from trl_opd.rollouts import Prompt, Rollouts
+
+
+class Context(ABC):
+    """Builds the teacher's prompts.
+
+    Attributes:
+        columns: Dataset columns that it reads.
+    """
+
+    columns: tuple[str, ...] = ()
+    placeholders: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def prompts(self, rollouts: Rollouts) -> list[Prompt | None]:
+        """The teacher's prompt for each rollout; None where there is nothing to tell the teacher."""
+
+
+class ReferenceSolution(Context):
+    """The problem together with its reference solution (OPSD, https://huggingface.co/papers/2601.18734, section 3).
+
+    Args:
+        column (`str`): Dataset column that holds the reference solution.
+        template (`str`): The teacher's user turn, with the placeholders {prompt} and {solution}.
+    """
+
+    placeholders = ("prompt", "solution")
+
+    def __init__(self, column: str, template: str):
+        check_template("reference_template", template, self.placeholders)
+        self.columns = (column,)
+        self.template = template
+
+    def prompts(self, rollouts: Rollouts) -> list[Prompt | None]:
+        (column,) = self.columns
+        return [
+            rewrite(prompt, self.template, solution=example[column]) if example[column] else None
+            for prompt, example in zip(rollouts.prompts, rollouts.examples, strict=True)
+        ]
+
+
+def check_template(option: str, template: str, placeholders: tuple[str, ...]) -> None:
+    """Refuses a template that lacks one of its placeholders.
+
+    Raises:
+        `UserError`: Naming the option and the missing placeholder.
+    """
+    for name in placeholders:
+        if f"{{{name}}}" not in template:
+            raise UserError(f"{option} has no {{{name}}} in it: the teacher would not read it; add the placeholder.")
+
+
+def fill(template: str, **values: str) -> str:
+    """Puts values into {name} placeholders in one pass: braces in the template or in a value mean nothing else."""
+    pattern = "|".join(re.escape(name) for name in values)
+    return re.sub(rf"\{{({pattern})\}}", lambda match: values[match.group(1)], template)
+
+
+def rewrite(prompt: Prompt, template: str, **values: str) -> Prompt:
+    """The prompt with the text of its last user turn (or the whole text prompt) put through a template.
+
+    Raises:
+        `UserError`: If a conversation has no user turn.
+    """
+    if isinstance(prompt, str):
+        return fill(template, prompt=prompt, **values)
+    last = max((i for i, turn in enumerate(prompt) if turn["role"] == "user"), default=None)
+    if last is None:
+        raise UserError("A prompt has no user turn to put the teacher's context into; give each conversation one.")
+    turn = {**prompt[last], "content": fill(template, prompt=prompt[last]["content"], **values)}
+    return [*prompt[:last], turn, *prompt[last + 1 :]]
+
+
+def generation_header(tokenizer, chat_template: str | None, chat_template_kwargs: dict) -> list[int]:
+    """The token ids that the chat template puts after the last user turn to open the assistant's."""
+
+    def render(with_header: bool) -> list[int]:
+        rendered = tokenizer.apply_chat_template(
+            [[{"role": "user", "content": "x"}]],
+            chat_template=chat_template,
+            add_generation_prompt=with_header,
+            tokenize=True,
+            return_dict=True,
+            **chat_template_kwargs,
+        )
+        return list(rendered["input_ids"][0])
+
+    bare, opened = render(False), render(True)
+    return opened[len(bare) :] if opened[: len(bare)] == bare else []

@@ -1,0 +1,9 @@
+"""The one exception that a user's mistake raises."""
+
+
+class UserError(ValueError):
+    """A setting or an input that cannot work, told in one sentence that says what to do.
+
+    The command line prints it without a traceback and exits with status 2. It derives from `ValueError`, so that a
+    script that drives the trainers needs no import of ours to catch it.
+    """

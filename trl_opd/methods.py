@@ -1,0 +1,35 @@
+"""The table of methods: what the command line, the docs and the boards may name."""
+
+from dataclasses import dataclass
+
+from trl_opd.errors import UserError
+from trl_opd.suggest import suggest
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method's public names in `trl_opd` and one line on what it does."""
+
+    trainer: str
+    config: str
+    summary: str
+
+
+METHODS = {
+    "grpo": Method("GRPOTrainer", "GRPOConfig", "rewards alone: the baseline, equal to TRL's GRPOTrainer"),
+    "opd": Method("OPDTrainer", "OPDConfig", "an external teacher scores the student's rollouts"),
+    "opsd": Method(
+        "OPSDTrainer", "OPSDConfig", "the model itself, having read the reference solution, is the teacher"
+    ),
+}
+
+
+def method(name: str) -> Method:
+    """The method of a name.
+
+    Raises:
+        `UserError`: If there is none, with the nearest known name.
+    """
+    if name not in METHODS:
+        raise UserError(f"There is no method {name!r}{suggest(name, METHODS)}; use one of {', '.join(METHODS)}.")
+    return METHODS[name]

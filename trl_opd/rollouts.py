@@ -1,0 +1,111 @@
+"""The records that travel through the pipeline.
+
+Shape legend, used throughout: B rows of this process, G rollouts of one prompt, T completion positions, P prompt
+positions, N compact tokens (unmasked positions only), V vocabulary, H hidden size.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: A conversation in the chat format, or a plain string.
+Prompt = list[dict[str, Any]] | str
+
+
+@dataclass(frozen=True)
+class Sibling:
+    """One rollout of a group, as any process may see it.
+
+    Attributes:
+        text (`str`): Decoded completion.
+        reward (`float`): Weighted sum of its rewards; nan where no reward function scored it.
+        truncated (`bool`): Whether it hit the length limit instead of ending by itself.
+    """
+
+    text: str
+    reward: float
+    truncated: bool
+
+
+@dataclass
+class Rollouts:
+    """What is known about this process's rollouts once they have been scored.
+
+    Attributes:
+        examples (`list[dict]`): The dataset row behind each rollout, length B.
+        prompts (`list`): What the student read, as messages or text, length B.
+        own (`list[Sibling]`): Each rollout itself, length B.
+        siblings (`list[list[Sibling]]`): All G rollouts of the row's prompt, in order, gathered over processes; empty
+            lists unless the objective asks for groups.
+        position (`list[int]`): Index of the row within its group.
+        feedback (`list[str | None]`): What the reward functions reported through `log_extra("feedback", ...)`.
+        mask (`torch.Tensor`): 1 on model-generated completion tokens, `[B, T]`.
+        advantages (`torch.Tensor`): Group-relative advantages, `[B]`.
+        logps (`torch.Tensor`, *optional*): The student's log-probabilities of its tokens at rollout time, `[B, T]`;
+            only where the objective asks for them.
+    """
+
+    examples: list[dict[str, Any]]
+    prompts: list[Prompt]
+    own: list[Sibling]
+    siblings: list[list[Sibling]]
+    position: list[int]
+    feedback: list[str | None]
+    mask: Tensor
+    advantages: Tensor
+    logps: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def rewards(self) -> Tensor:
+        """Reward of each row, `[B]`."""
+        return torch.tensor([rollout.reward for rollout in self.own], device=self.mask.device)
+
+
+@dataclass
+class Signals:
+    """Which component of the loss each row feeds, and how strongly.
+
+    The loss of a token is pg x policy gradient + kl x divergence + ce x negative log-likelihood.
+
+    Attributes:
+        pg, kl, ce (`torch.Tensor`): Weights, `[B]` or `[B, T]`; constants, never differentiated.
+        counted (`torch.Tensor`): Whether the row's tokens are in the loss's denominator, bool `[B]`.
+    """
+
+    pg: Tensor
+    kl: Tensor
+    ce: Tensor
+    counted: Tensor
+
+    @classmethod
+    def none(cls, rollouts: Rollouts) -> "Signals":
+        """No signal for any row, all rows counted: what an objective starts from."""
+        zero = torch.zeros(len(rollouts), device=rollouts.mask.device)
+        return cls(pg=zero, kl=zero.clone(), ce=zero.clone(), counted=torch.ones_like(zero, dtype=torch.bool))
+
+    def scored_rows(self) -> Tensor:
+        """Rows that carry divergence weight, and so need the teacher, bool `[B]`."""
+        return self.kl != 0 if self.kl.dim() == 1 else (self.kl != 0).any(-1)
+
+
+@dataclass
+class Scores:
+    """What the scorers (teacher first, then reference) said about the rollouts; no gradient anywhere.
+
+    Attributes:
+        logps (`list[torch.Tensor]`): Log-probability of each sampled token, `[B, T]` per scorer; 0 on rows not scored.
+        hidden (`list[torch.Tensor]`): Last hidden states, `[B, T, H]` per scorer; empty where the objective needs the
+            sampled tokens only.
+        entropy (`torch.Tensor`, *optional*): The teacher's entropy over the full vocabulary, `[B, T]`.
+        tokens (`int`): Tokens that the scorers read, prompts included.
+    """
+
+    logps: list[Tensor] = field(default_factory=list)
+    hidden: list[Tensor] = field(default_factory=list)
+    entropy: Tensor | None = None
+    tokens: int = 0

@@ -1,0 +1,60 @@
+"""What a run must remember besides the model and the optimizer, kept in every checkpoint."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from trl_opd.errors import UserError
+
+STATE_FILE = "trl_opd_state.json"
+
+
+@dataclass
+class PipelineState:
+    """The method, and what has been spent so far.
+
+    Attributes:
+        method: Name of the method that the run trains with.
+        generated_tokens: Completion tokens generated, over all processes.
+        teacher_tokens: Tokens that scorers read, prompts included, over all processes.
+        seconds: Wall-clock seconds of training, over all its sittings.
+    """
+
+    method: str
+    generated_tokens: int = 0
+    teacher_tokens: int = 0
+    seconds: float = 0.0
+
+    def save(self, output_dir: str, step: int) -> None:
+        """Writes the state into the checkpoint of a step, at once or not at all."""
+        folder = Path(output_dir) / f"checkpoint-{step}"
+        partial = folder / f"{STATE_FILE}.partial"
+        partial.write_text(json.dumps(asdict(self), indent=1))
+        partial.replace(folder / STATE_FILE)
+
+    @classmethod
+    def load(cls, output_dir: str, checkpoint: str | bool, method: str) -> "PipelineState":
+        """Reads the state of a checkpoint, or of the newest one in `output_dir` if `checkpoint` is True.
+
+        Raises:
+            `UserError`: If there is no complete checkpoint, or if it belongs to another method.
+        """
+        folder = newest_checkpoint(output_dir) if checkpoint is True else Path(checkpoint)
+        if folder is None or not (folder / STATE_FILE).exists():
+            raise UserError(
+                f"{folder or output_dir} holds no complete checkpoint of trl_opd to resume from; name another one, or "
+                "start without resume_from_checkpoint."
+            )
+        state = cls(**json.loads((folder / STATE_FILE).read_text()))
+        if state.method != method:
+            raise UserError(
+                f"{folder} is a checkpoint of {state.method} and cannot be resumed with {method}; choose another "
+                "output_dir, or pass the checkpoint as the model to start a new run from its weights."
+            )
+        return state
+
+
+def newest_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest checkpoint that was written to its end; None where there is none."""
+    complete = [path.parent for path in Path(output_dir).glob(f"checkpoint-*/{STATE_FILE}")]
+    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)

@@ -1,0 +1,150 @@
+"""Whose weights score the student's rollouts.
+
+A scorer turns token ids into hidden states with no gradient, and has a head that turns those into log-probabilities.
+Self teachers are made from the student's own loaded weights, never reloaded from a hub.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from trl_opd.compat import is_peft_model
+from trl_opd.errors import UserError
+from trl_opd.tiled import Head
+
+
+class Scorer:
+    """A causal language model that scores under no-grad, in evaluation mode.
+
+    Args:
+        model (`nn.Module`): The model, or the student itself where its weights are borrowed.
+        temperature (`float`): Divides the logits, as it divides the student's.
+        weights (`Callable`, *optional*): Context manager inside which `model` has the scorer's weights.
+    """
+
+    def __init__(self, model: nn.Module, temperature: float, weights=nullcontext):
+        self.model = model
+        self.temperature = temperature
+        self.weights = weights
+
+    @property
+    def head(self) -> Head:
+        return Head.of(causal_lm(self.model), self.temperature)
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest input in tokens, where the model states one."""
+        return getattr(causal_lm(self.model).config.get_text_config(), "max_position_embeddings", None)
+
+    @torch.no_grad()
+    def read(self, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
+        """Hidden states that predict the last `completion_length` tokens, `[B, T, H]`."""
+        with self.weights(), evaluation_mode(self.model):
+            return completion_hidden(causal_lm(self.model), input_ids, attention_mask, completion_length)
+
+    def to(self, device: torch.device) -> "Scorer":
+        if self.weights is nullcontext:
+            self.model.to(device)
+        return self
+
+
+def frozen_self(student: nn.Module, temperature: float) -> Scorer:
+    """The student with its weights of this moment, kept for good.
+
+    With a fresh PEFT adapter it is the student with the adapter off, without a second copy of the weights; with a
+    trained adapter, a copy of the adapter's tensors is swapped in while scoring; without PEFT, a copy of the model.
+    """
+    if not is_peft_model(student):
+        return Scorer(frozen_copy(student), temperature)
+    if adapter_is_identity(student):
+        return Scorer(student, temperature, weights=student.disable_adapter)
+    kept = {name: p.detach().clone() for name, p in student.named_parameters() if p.requires_grad}
+    return Scorer(student, temperature, weights=lambda: swapped_in(student, kept))
+
+
+def external(model: nn.Module, temperature: float) -> Scorer:
+    """Another model, frozen."""
+    model.requires_grad_(False)
+    return Scorer(model, temperature)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A detached copy of a model's own weights.
+
+    The instance's patched `forward` is left behind: its closure would still run the original's weights.
+    """
+    duplicate = copy.deepcopy(model)
+    vars(duplicate).pop("forward", None)
+    return duplicate.requires_grad_(False).eval()
+
+
+def adapter_is_identity(student: nn.Module) -> bool:
+    """Whether the active adapter changes nothing: every LoRA B is zero."""
+    factors = [p for name, p in student.named_parameters() if "lora_B" in name]
+    return bool(factors) and not any(p.detach().any() for p in factors)
+
+
+@contextmanager
+def swapped_in(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """Inside, the named parameters hold other values; outside, their own again. No requires_grad flag is touched."""
+    parameters = {name: p for name, p in model.named_parameters() if name in tensors}
+    own = {name: p.data for name, p in parameters.items()}
+    try:
+        for name, p in parameters.items():
+            p.data = tensors[name].to(device=p.device, dtype=p.dtype)
+        yield
+    finally:
+        for name, p in parameters.items():
+            p.data = own[name]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode (no dropout, no checkpointing); outside, as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def causal_lm(model: nn.Module) -> nn.Module:
+    """The model itself, or the one inside its PEFT wrapper (whose layers carry the adapter)."""
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+def completion_hidden(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
+    """Last hidden states of a causal language model that predict its last tokens, `[B, T, H]`; nothing is projected."""
+    backbone = getattr(model, model.base_model_prefix)
+    output = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return output.last_hidden_state[:, -completion_length - 1 : -1]
+
+
+def check_same_vocabulary(student_tokenizer, teacher_tokenizer, teacher_name: str) -> None:
+    """Refuses a teacher that would read the student's token ids as other tokens.
+
+    Vocabularies and special ids are compared, not names.
+
+    Raises:
+        `UserError`: With the first difference.
+    """
+    student, teacher = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
+    if student != teacher:
+        different = sorted(
+            (token for token in student.keys() | teacher.keys() if student.get(token) != teacher.get(token)), key=str
+        )
+        raise UserError(
+            f"The teacher {teacher_name} has another vocabulary than the student ({len(teacher)} against "
+            f"{len(student)} tokens, e.g. {different[0]!r} is {teacher.get(different[0])} there and "
+            f"{student.get(different[0])} here): it cannot score the student's token ids; choose a teacher of the "
+            "same tokenizer."
+        )
+    if student_tokenizer.eos_token_id != teacher_tokenizer.eos_token_id:
+        raise UserError(
+            f"The teacher {teacher_name} ends its turns with token {teacher_tokenizer.eos_token!r} and the student with "
+            f"{student_tokenizer.eos_token!r}: the student would be taught never to stop; set the same eos_token."
+        )

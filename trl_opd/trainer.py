@@ -1,0 +1,489 @@
+"""The pipeline: one trainer over TRL's `GRPOTrainer`, for every objective.
+
+TRL does rollouts (transformers and vLLM), rewards, advantages, buffering and logging. When the completions of a rollout
+batch are scored, the pipeline builds what the teacher reads, routes every row to its component of the loss, lets the
+scorers read the rows that need it, once and without gradient, and keeps the result with the batch. The loss then takes
+one student forward per micro-batch. It never asks which objective is running.
+"""
+
+import time
+from collections import defaultdict
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from trl import GRPOTrainer as _GRPOTrainer
+from trl.trainer.utils import create_model_from_path
+
+from trl_opd import checks
+from trl_opd.aggregation import Window, count, token_weights
+from trl_opd.compat import is_peft_model, pad, redirect_forward, tokenize_prompts
+from trl_opd.contexts import generation_header
+from trl_opd.errors import UserError
+from trl_opd.loss import Tokens, token_loss
+from trl_opd.objectives import OBJECTIVES
+from trl_opd.policy import PolicyGradient
+from trl_opd.rollouts import Rollouts, Scores, Sibling, Signals
+from trl_opd.state import PipelineState
+from trl_opd.teachers import Scorer, causal_lm, check_same_vocabulary, completion_hidden, external, frozen_self
+from trl_opd.tiled import Head, sampled_logps_and_entropy
+
+
+def no_reward(completions: list, **_: Any) -> list[float]:
+    """Stands in where an objective needs no reward and none was given; its metrics are not logged."""
+    return [0.0] * len(completions)
+
+
+class OnPolicyTrainer(_GRPOTrainer):
+    """
+    Trains a student on its own rollouts with any objective of `trl_opd.objectives`.
+
+    It takes the arguments of TRL's `GRPOTrainer`, in their order; `reward_funcs` may be left out where the objective
+    needs none. Use the subclass that is named after the method.
+
+    Args:
+        teacher_model (`str` or `PreTrainedModel`, *optional*):
+            The external teacher, for methods that have one.
+
+    Raises:
+        `UserError`: Before a model is loaded, for a setting or a dataset that cannot work.
+    """
+
+    method: str
+
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        *,
+        teacher_model=None,
+        **kwargs,
+    ):
+        if args is None:
+            raise UserError(f"args is missing; pass a {type(self).__name__.replace('Trainer', 'Config')}.")
+        self.objective = OBJECTIVES[self.method](args)
+        checks.check_config(args, self.objective)
+        checks.check_data(train_dataset, self.objective)
+        checks.check_rewards(reward_funcs, self.objective)
+        checks.check_teacher(teacher_model, args, self.objective)
+        self.has_rewards = bool(reward_funcs)
+        super().__init__(
+            model,
+            reward_funcs if self.has_rewards else no_reward,
+            args,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            **kwargs,
+        )
+        self._check_model()
+        self.policy = PolicyGradient.of(args) if self.objective.uses_policy_gradient else None
+        self.aggregation = checks.resolve_aggregation(args)
+        self.scorers = self._make_scorers(teacher_model)
+        self.pipeline_state = PipelineState(method=self.method)
+        self._scored: dict[str, Any] = {}
+
+    # What is refused once the model is known
+
+    def _check_model(self) -> None:
+        if self._is_vlm:
+            raise UserError("trl_opd trains text models only; this one takes images.")
+        if self.aux_loss_enabled:
+            raise UserError(
+                "The router's auxiliary loss of this mixture-of-experts model is not supported; set "
+                "router_aux_loss_coef=0.0."
+            )
+        if is_peft_model(self.model) and self.model.active_peft_config.is_prompt_learning:
+            raise UserError("Prompt-learning adapters are not supported; use LoRA or train the whole model.")
+        if self.objective.context is not None and (self.tools or self.environment_factories is not None):
+            raise UserError(
+                f"{self.objective.name} rewrites the teacher's prompt and does not support tools or environments."
+            )
+
+    def _make_scorers(self, teacher_model: Any) -> list[Scorer]:
+        if self.objective.teacher == "none":
+            return []
+        if self.objective.teacher == "self":
+            scorer = frozen_self(self.model, self.temperature)
+        else:
+            scorer = external(self._load_teacher(teacher_model), self.temperature)
+        return [scorer.to(self.accelerator.device)]
+
+    def _load_teacher(self, teacher_model: Any) -> nn.Module:
+        named = self.args.teacher_model_name_or_path if teacher_model is None else teacher_model
+        if isinstance(named, str):
+            from transformers import AutoTokenizer
+
+            check_same_vocabulary(self._tokenizer, AutoTokenizer.from_pretrained(named), named)
+            settings = self.args.teacher_model_init_kwargs or self.args.model_init_kwargs or {}
+            # As for the student's reference in TRL: the distributed launcher places the model, not a device map.
+            return create_model_from_path(named, **{"dtype": self.model.dtype, **settings, "device_map": None})
+        return named
+
+    # Rollout batches: contexts, routing, scoring
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        gathered = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        start = self.accelerator.process_index * len(prompts)
+        local = gathered[start : start + len(prompts)]
+        rewards = (local * self.reward_weights.to(local.device)).nansum(-1)
+        rewards[local.isnan().all(-1)] = torch.nan
+        # The output of `_generate_and_score_completions` holds neither rewards nor texts: kept here for `_rollouts`.
+        self._scored = {
+            "examples": inputs,
+            "prompts": prompts,
+            "texts": [_text(completion) for completion in completions],
+            "ids": completion_ids_list,
+            "rewards": rewards.tolist(),
+            "feedback": list(self._pending_extra_logs.get("feedback", [None] * len(prompts))),
+        }
+        return gathered
+
+    def _generate_and_score_completions(self, inputs):
+        batch = super()._generate_and_score_completions(inputs)
+        mode = "train" if self.model.training else "eval"
+        if not self.has_rewards:
+            self._drop_reward_metrics(mode)
+        rollouts = self._rollouts(batch, mode)
+        teacher_ids = self._teacher_prompts(batch, rollouts, mode)
+        has_context = torch.tensor([ids is not None for ids in teacher_ids], device=rollouts.mask.device)
+        signals = self.objective.route(rollouts, has_context)
+        scores = self._score(batch, teacher_ids, signals)
+        signals = self.objective.weigh(rollouts, signals, scores)
+        batch.update(_signal_tensors(signals, scores, rollouts.mask))
+        self._count_cost(rollouts, scores, mode)
+        return batch
+
+    def _drop_reward_metrics(self, mode: str) -> None:
+        metrics = self._metrics[mode]
+        for name in [name for name in metrics if name.startswith("reward") or name == "frac_reward_zero_std"]:
+            del metrics[name]
+
+    def _rollouts(self, batch: dict[str, Tensor], mode: str) -> Rollouts:
+        scored, self._scored = self._scored, {}
+        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
+        own = [
+            Sibling(text=text, reward=reward, truncated=not ids or ids[-1] not in ends)
+            for text, reward, ids in zip(scored["texts"], scored["rewards"], scored["ids"], strict=True)
+        ]
+        group_size = self.num_generations if mode == "train" else self.num_generations_eval
+        first = self.accelerator.process_index * len(own)
+        everyone = gather_object(own) if self.objective.needs_groups else []
+        groups = [(first + row) // group_size * group_size for row in range(len(own))]
+        return Rollouts(
+            examples=scored["examples"],
+            prompts=scored["prompts"],
+            own=own,
+            siblings=[everyone[start : start + group_size] for start in groups],
+            position=[(first + row) % group_size for row in range(len(own))],
+            feedback=scored["feedback"],
+            mask=_loss_mask(batch),
+            advantages=batch["advantages"],
+        )
+
+    def _teacher_prompts(self, batch: dict[str, Tensor], rollouts: Rollouts, mode: str) -> list[list[int] | None]:
+        """Token ids of what the teacher reads before each completion; None where there is nothing that fits."""
+        if not self.scorers:
+            return [None] * len(rollouts)
+        if self.objective.context is None:
+            return [
+                ids[mask.bool()].tolist() for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
+            ]
+        prompts = self.objective.context.prompts(rollouts)
+        rendered = self._render_for_teacher(prompts)
+        limit = self._teacher_limit()
+        lengths = batch["completion_mask"].sum(-1).tolist()
+        fits = [ids is not None and len(ids) + n <= limit for ids, n in zip(rendered, lengths, strict=True)]
+        dropped = sum(ids is not None and not fit for ids, fit in zip(rendered, fits, strict=True))
+        self._log_shares(
+            mode,
+            {
+                "context/dropped_fraction": (dropped, len(rendered)),
+                "context/active_fraction": (sum(fits), len(rendered)),
+                "context/mean_length": (
+                    sum(len(ids) for ids in rendered if ids),
+                    sum(ids is not None for ids in rendered),
+                ),
+            },
+        )
+        return [ids if fit else None for ids, fit in zip(rendered, fits, strict=True)]
+
+    def _render_for_teacher(self, prompts: list) -> list[list[int] | None]:
+        kwargs = self.args.teacher_chat_template_kwargs
+        kwargs = self.chat_template_kwargs if kwargs is None else kwargs
+        present = [row for row, prompt in enumerate(prompts) if prompt is not None]
+        rendered: list[list[int] | None] = [None] * len(prompts)
+        if not present:
+            return rendered
+        for row, ids in zip(present, tokenize_prompts(self, [prompts[row] for row in present], kwargs), strict=True):
+            rendered[row] = ids
+        if not isinstance(prompts[present[0]], str):
+            header = generation_header(self._tokenizer, self.chat_template, kwargs)
+            for row in present:
+                if header and rendered[row][-len(header) :] != header:
+                    raise UserError(
+                        "A teacher prompt does not end with the chat template's generation header, so the teacher would "
+                        "not be answering; check the chat template and teacher_chat_template_kwargs."
+                    )
+        return rendered
+
+    def _teacher_limit(self) -> float:
+        limits = [self.args.max_teacher_length, *(scorer.max_length for scorer in self.scorers)]
+        return min((limit for limit in limits if limit is not None), default=float("inf"))
+
+    @torch.no_grad()
+    def _score(self, batch: dict[str, Tensor], teacher_ids: list[list[int] | None], signals: Signals) -> Scores:
+        """Lets every scorer read the rows that carry divergence weight, and no others."""
+        scores = Scores()
+        if not self.scorers:
+            return scores
+        mask = _loss_mask(batch)
+        rows = (signals.scored_rows() & (mask.sum(-1) > 0)).nonzero().squeeze(-1).tolist()
+        # Rows of like length share a forward, so that little of it is padding.
+        rows.sort(key=lambda row: len(teacher_ids[row]))
+        size = self.args.per_device_train_batch_size
+        for scorer in self.scorers:
+            logps = torch.zeros_like(mask, dtype=torch.float32)
+            hidden = entropy = None
+            for chunk in (rows[start : start + size] for start in range(0, len(rows), size)):
+                read, chunk_logps, chunk_entropy = self._read(
+                    scorer, batch, [teacher_ids[row] for row in chunk], chunk
+                )
+                if hidden is None:
+                    hidden = read.new_zeros(*mask.shape, read.shape[-1])
+                    entropy = torch.zeros_like(logps)
+                width = read.shape[1]
+                hidden[chunk, :width], logps[chunk, :width], entropy[chunk, :width] = read, chunk_logps, chunk_entropy
+            if hidden is None:
+                hidden = torch.zeros(*mask.shape, scorer.head.weight.shape[-1], device=mask.device)
+                entropy = torch.zeros_like(logps)
+            scores.logps.append(logps)
+            scores.entropy = entropy if scores.entropy is None else scores.entropy
+            if self.objective.divergence.estimator == "full":
+                scores.hidden.append(hidden)
+        lengths = batch["completion_mask"].sum(-1).tolist()
+        scores.tokens = len(self.scorers) * sum(len(teacher_ids[row]) + lengths[row] for row in rows)
+        return scores
+
+    def _read(self, scorer: Scorer, batch, prompts: list[list[int]], rows: list[int]):
+        """Hidden states, sampled log-probabilities and entropies of some rows' completions, `[b, t, ...]`."""
+        device = batch["completion_ids"].device
+        width = int(batch["completion_mask"][rows].sum(-1).max())
+        completion = batch["completion_ids"][rows, :width]
+        completion_mask = batch["completion_mask"][rows, :width]
+        prompt = pad([torch.tensor(ids) for ids in prompts], self._tokenizer.pad_token_id, "left").to(device)
+        prompt_mask = pad([torch.ones(len(ids), dtype=torch.long) for ids in prompts], 0, "left").to(device)
+        with self.accelerator.autocast():
+            hidden = scorer.read(
+                torch.cat([prompt, completion], 1), torch.cat([prompt_mask, completion_mask], 1), width
+            )
+            live = completion_mask.bool()
+            logps, entropy = (torch.zeros(live.shape, device=device) for _ in range(2))
+            logps[live], entropy[live] = sampled_logps_and_entropy(hidden[live], scorer.head, completion[live])
+        return hidden, logps, entropy
+
+    def _count_cost(self, rollouts: Rollouts, scores: Scores, mode: str) -> None:
+        if mode != "train":
+            return
+        local = torch.tensor([int(rollouts.mask.sum()), scores.tokens], device=rollouts.mask.device)
+        generated, taught = self.accelerator.reduce(local, reduction="sum").tolist()
+        self.pipeline_state.generated_tokens += generated
+        self.pipeline_state.teacher_tokens += taught
+        self._metrics[mode]["generated_tokens"] = [self.pipeline_state.generated_tokens]
+        self._metrics[mode]["teacher_tokens"] = [self.pipeline_state.teacher_tokens]
+
+    # Micro-batches: denominators and the loss
+
+    def _prepare_inputs(self, generation_batch):
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training:
+            self._set_windows([inputs], per_window=1)
+        elif self._buffered_inputs is not before:
+            self._set_windows(self._buffered_inputs, per_window=self.args.gradient_accumulation_steps)
+        return inputs
+
+    def _set_windows(self, micro_batches: list[dict[str, Tensor]], per_window: int) -> None:
+        """Tells every micro-batch what its optimizer step spans, over all processes: one reduction per rollout batch."""
+        counts = torch.stack([count(batch["counted"]) for batch in micro_batches])
+        windows = counts.view(-1, per_window, 2).sum(1)
+        windows = self.accelerator.reduce(windows, reduction="sum")
+        for index, batch in enumerate(micro_batches):
+            batch["window_tokens"], batch["window_rows"] = windows[index // per_window]
+
+    def _compute_loss(self, model, inputs):
+        inputs = _trimmed(inputs)
+        module = self.accelerator.unwrap_model(model)
+        loss, facts, sums = redirect_forward(model, module, self._loss_in_forward, module, inputs)
+        self._log_facts(facts, sums)
+        return loss
+
+    def _loss_in_forward(self, module: nn.Module, inputs: dict[str, Tensor]):
+        """The micro-batch's share of the step's loss; runs inside the wrapped model's forward."""
+        student = causal_lm(module)
+        mask = _loss_mask(inputs).bool()
+        weights = token_weights(inputs["counted"], self.aggregation, self._window(inputs))
+        with self.accelerator.autocast():
+            hidden = completion_hidden(
+                student,
+                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
+                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
+                mask.shape[1],
+            )
+            tokens = _tokens(inputs, mask, weights)
+            loss, facts = token_loss(
+                hidden[mask],
+                Head.of(student, self.temperature),
+                tokens,
+                self.objective,
+                self.policy,
+                [scorer.head for scorer in self.scorers],
+            )
+        return loss, facts, _fact_counts(facts, tokens)
+
+    def _window(self, inputs: dict[str, Tensor]) -> Window:
+        return Window(
+            tokens=inputs["window_tokens"],
+            live_rows=inputs["window_rows"],
+            micro_batches=self.args.gradient_accumulation_steps if self.model.training else 1,
+            processes=self.accelerator.num_processes,
+            max_completion_length=self.max_completion_length,
+        )
+
+    # Metrics: every reduction runs on every process, whatever its rows are
+
+    def _log_facts(self, facts: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
+        names = sorted(facts)
+        sums = torch.stack([torch.stack([facts[name].sum(), counts[name]]) for name in names])
+        totals = self.accelerator.reduce(sums, reduction="sum").tolist()
+        mode = "train" if self.model.training else "eval"
+        for name, (total, number) in zip(names, totals, strict=True):
+            self._metrics[mode][name].append(total / number if number else float("nan"))
+
+    def _log_shares(self, mode: str, shares: dict[str, tuple[float, float]]) -> None:
+        table = torch.tensor([list(map(float, pair)) for pair in shares.values()], device=self.accelerator.device)
+        totals = self.accelerator.reduce(table, reduction="sum").tolist()
+        for name, (part, whole) in zip(shares, totals, strict=True):
+            self._metrics[mode][name].append(part / whole if whole else float("nan"))
+
+    # Checkpoints
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        # Written last: a checkpoint without it was cut short and is not resumed from.
+        if self.args.should_save:
+            self.pipeline_state.seconds = self.spent()["seconds"]
+            self.pipeline_state.save(self._get_output_dir(trial=trial), self.state.global_step)
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        if resume_from_checkpoint:
+            self.pipeline_state = PipelineState.load(self.args.output_dir, resume_from_checkpoint, self.method)
+        self._started, self._seconds_before = time.monotonic(), self.pipeline_state.seconds
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def spent(self) -> dict[str, float]:
+        """What training has cost so far, earlier sittings included: seconds, generated tokens, teacher tokens."""
+        return {
+            "seconds": round(self._seconds_before + time.monotonic() - self._started, 2),
+            "generated_tokens": self.pipeline_state.generated_tokens,
+            "teacher_tokens": self.pipeline_state.teacher_tokens,
+        }
+
+
+def _text(completion: list[dict[str, Any]] | str) -> str:
+    return completion if isinstance(completion, str) else completion[0]["content"] or ""
+
+
+def _loss_mask(batch: dict[str, Tensor]) -> Tensor:
+    """1 on tokens that the model generated: no padding, no tool output, `[B, T]`."""
+    mask = batch["completion_mask"]
+    return mask * batch["tool_mask"] if "tool_mask" in batch else mask
+
+
+def _signal_tensors(signals: Signals, scores: Scores, mask: Tensor) -> dict[str, Tensor]:
+    """The signals and scores as tensors with the rows in front, which TRL shuffles and splits with the batch."""
+    per_token = {
+        name: (weight if weight.dim() == 2 else weight[:, None]) * mask
+        for name, weight in (("pg", signals.pg), ("kl", signals.kl), ("ce", signals.ce))
+    }
+    tensors = {f"{name}_weight": weight for name, weight in per_token.items()}
+    tensors["counted"] = mask * signals.counted[:, None]
+    tensors |= {f"scorer_logps_{i}": logps for i, logps in enumerate(scores.logps)}
+    tensors |= {f"scorer_hidden_{i}": hidden for i, hidden in enumerate(scores.hidden)}
+    if scores.entropy is not None:
+        tensors["teacher_entropy"] = scores.entropy
+    return tensors
+
+
+def _trimmed(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The micro-batch without the columns that are padding in all of its rows."""
+    prompt = int(inputs["prompt_mask"].sum(-1).max())
+    width = inputs["completion_ids"].shape[1]
+    completion = max(int(inputs["completion_mask"].sum(-1).max()), 1)
+    trimmed = dict(inputs)
+    for name, tensor in inputs.items():
+        if name.startswith("prompt_"):
+            trimmed[name] = tensor[:, -prompt:]
+        elif isinstance(tensor, Tensor) and tensor.dim() >= 2 and tensor.shape[1] == width:
+            trimmed[name] = tensor[:, :completion]
+    return trimmed
+
+
+def _tokens(inputs: dict[str, Tensor], mask: Tensor, weights: Tensor) -> Tokens:
+    """The micro-batch in compact form."""
+    # The engine correction multiplies every component's token loss; as in TRL, not the penalty towards the reference.
+    corrected = weights * inputs["importance_sampling_ratio"] if "importance_sampling_ratio" in inputs else weights
+    picked = defaultdict(list)
+    for name, tensor in inputs.items():
+        for kind in ("scorer_logps", "scorer_hidden"):
+            if name.startswith(kind):
+                picked[kind].append(tensor[mask])
+
+    def compact(name: str) -> Tensor | None:
+        return inputs[name][mask] if name in inputs else None
+
+    advantages = (
+        inputs["advantages"][:, None].expand(mask.shape) if inputs["advantages"].dim() == 1 else inputs["advantages"]
+    )
+    return Tokens(
+        ids=inputs["completion_ids"][mask],
+        pg=(inputs["pg_weight"] * corrected)[mask],
+        kl=(inputs["kl_weight"] * corrected)[mask],
+        ce=(inputs["ce_weight"] * corrected)[mask],
+        penalty=(inputs["pg_weight"] * weights)[mask],
+        advantages=advantages[mask],
+        old_logps=compact("old_per_token_logps"),
+        ref_logps=compact("ref_per_token_logps"),
+        scorer_logps=picked["scorer_logps"],
+        scorer_hidden=picked["scorer_hidden"],
+    )
+
+
+def _fact_counts(facts: dict[str, Tensor], tokens: Tokens) -> dict[str, Tensor]:
+    """How many tokens each fact is a mean over: those with divergence weight for `distill/...`, else all."""
+    everything = torch.tensor(float(len(tokens.ids)), device=tokens.ids.device)
+    distilled = (tokens.kl != 0).sum().float()
+    return {name: distilled if name.startswith("distill/") else everything for name in facts}
+
+
+class GRPOTrainer(OnPolicyTrainer):
+    """TRL's `GRPOTrainer` through the pipeline: the baseline, equal to TRL's step by step."""
+
+    method = "grpo"
+
+
+class OPDTrainer(OnPolicyTrainer):
+    """On-policy distillation from an external teacher; see [`OPDConfig`]."""
+
+    method = "opd"
+
+
+class OPSDTrainer(OnPolicyTrainer):
+    """On-policy self-distillation from reference solutions; see [`OPSDConfig`]."""
+
+    method = "opsd"
