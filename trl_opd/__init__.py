@@ -1,13 +1,8 @@
 """trl_opd: on-policy (self-)distillation trainers on top of TRL, and a harness to compare them."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-
-if TYPE_CHECKING:
-    from trl_opd.configs import GRPOConfig, OPDConfig, OPSDConfig
-    from trl_opd.trainer import GRPOTrainer, OPDTrainer, OPSDTrainer
 
 #: Public name -> its module. Loaded on first use: the harness and the command line must not wait for TRL.
 _LAZY = {
@@ -17,6 +12,7 @@ _LAZY = {
     "GRPOTrainer": "trainer",
     "OPDTrainer": "trainer",
     "OPSDTrainer": "trainer",
+    "UserError": "errors",
 }
 
 __all__ = ["__version__", *_LAZY]

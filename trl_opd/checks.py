@@ -10,7 +10,7 @@ from trl_opd.errors import UserError
 from trl_opd.objectives.base import Objective
 from trl_opd.policy import AGGREGATION_OF_LOSS_TYPE
 
-#: Options of GRPO that need a statistic over a whole sequence or batch inside the loss, and the value that leaves them off.
+#: Options of GRPO that need a statistic over whole sequences inside the loss, and the value that leaves them off.
 UNSUPPORTED = {
     "importance_sampling_level": "token",
     "top_entropy_quantile": 1.0,
@@ -44,8 +44,8 @@ def check_config(config: Any, objective: Objective) -> None:
     for name, off in UNSUPPORTED.items():
         if getattr(config, name) != off:
             raise UserError(
-                f"{name}={getattr(config, name)!r} is not supported by trl_opd's token-local loss; leave it at {off!r}, "
-                "or train with TRL's own GRPOTrainer."
+                f"{name}={getattr(config, name)!r} is not supported by trl_opd's token-local loss; leave it at {off!r}, or "
+                "train with TRL's own GRPOTrainer."
             )
     if config.loss_type not in AGGREGATION_OF_LOSS_TYPE:
         raise UserError(
@@ -58,8 +58,8 @@ def check_config(config: Any, objective: Objective) -> None:
         _check_ignored(config, objective)
     if (objective.needs_groups or objective.uses_policy_gradient) and config.num_generations < 2:
         raise UserError(
-            f"{objective.name} compares the rollouts of one prompt, and num_generations={config.num_generations} leaves "
-            "nothing to compare; set num_generations to 2 or more."
+            f"{objective.name} compares the rollouts of one prompt, and num_generations={config.num_generations} "
+            "leaves nothing to compare; set num_generations to 2 or more."
         )
     _check_windows(config)
 
@@ -69,8 +69,8 @@ def _check_ignored(config: Any, objective: Objective) -> None:
     for name in POLICY_ONLY:
         if getattr(config, name) != defaults[name]:
             raise UserError(
-                f"{name}={getattr(config, name)!r} acts on the policy gradient, which {objective.name} does not have: it "
-                f"would be ignored; remove it."
+                f"{name}={getattr(config, name)!r} acts on the policy gradient, which {objective.name} does not have: "
+                "it would be ignored; remove it."
             )
 
 
@@ -79,8 +79,8 @@ def _check_windows(config: Any) -> None:
     if config.steps_per_generation % config.gradient_accumulation_steps != 0:
         raise UserError(
             f"steps_per_generation={config.steps_per_generation} is not a multiple of "
-            f"gradient_accumulation_steps={config.gradient_accumulation_steps}: an optimizer step would span two rollout "
-            "batches and its denominator would not be known; make it a multiple, or leave it unset."
+            f"gradient_accumulation_steps={config.gradient_accumulation_steps}: an optimizer step would span two "
+            "rollout batches and its denominator would not be known; make it a multiple, or leave it unset."
         )
 
 
@@ -107,7 +107,8 @@ def check_data(dataset: Any, objective: Objective, which: str = "train_dataset")
         if column not in columns:
             option = "rename the column" if column == "prompt" else "add it, or name yours with solution_column"
             raise UserError(
-                f"{which} has no column {column!r}, which {objective.name} needs (it has: {', '.join(columns)}); {option}."
+                f"{which} has no column {column!r}, which {objective.name} needs (it has: {', '.join(columns)}); "
+                f"{option}."
             )
 
 

@@ -1,4 +1,6 @@
-"""The configurations: TRL's `GRPOConfig` plus what on-policy distillation adds. A default is written here and nowhere else.
+"""The configurations: TRL's `GRPOConfig` plus what on-policy distillation adds.
+
+A default is written here and nowhere else.
 
 Each method's paper defaults are the field defaults of its class; the sources are named beside them. Batch sizes, steps
 and the model are left to recipes.
@@ -16,8 +18,8 @@ A reference solution to this problem is given between the two lines below.
 {solution}
 === end of the reference solution ===
 
-Make sure that you see why each of its steps holds. Then put it aside and solve the problem yourself, in your own words \
-and with your own reasoning: explore, doubt and go back where you need to, but do not copy or paraphrase the reference. \
+Make sure that you see why each of its steps holds. Then put it aside and solve the problem yourself, in your own \
+words and with your own reasoning: explore, doubt and go back where you need to, but do not copy or paraphrase it. \
 You should arrive at the same final answer. Answer in the form that the problem asks for."""
 
 
@@ -26,8 +28,8 @@ class GRPOConfig(trl.GRPOConfig):
     """
     Configuration of [`GRPOTrainer`], and the base of every other configuration here.
 
-    It takes every parameter of TRL's `GRPOConfig`; those that the pipeline cannot honour are refused when the trainer is
-    made. One rollout per prompt is allowed where the objective needs no group.
+    It takes every parameter of TRL's `GRPOConfig`; those that the pipeline cannot honour are refused when the trainer
+    is made. One rollout per prompt is allowed where the objective needs no group.
 
     > Parameters that control the reduction of the loss
 
@@ -89,7 +91,7 @@ class DistillationConfig(GRPOConfig):
             `None` for the longest that the teacher model takes.
     """
 
-    _VALID_DICT_FIELDS = GRPOConfig._VALID_DICT_FIELDS + ["teacher_chat_template_kwargs"]
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "teacher_chat_template_kwargs"]
 
     divergence: str = field(
         default="reverse_kl", metadata={"help": "Divergence from the teacher: forward_kl, reverse_kl or jsd."}
@@ -130,16 +132,14 @@ class ExternalTeacherConfig(DistillationConfig):
             Arguments of `AutoModelForCausalLM.from_pretrained` for the teacher. `None` for the student's.
     """
 
-    _VALID_DICT_FIELDS = DistillationConfig._VALID_DICT_FIELDS + ["teacher_model_init_kwargs"]
+    _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
 
     teacher_model_name_or_path: str | None = field(
         default=None, metadata={"help": "The teacher, if it is not passed to the trainer as a model."}
     )
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={
-            "help": "Arguments of AutoModelForCausalLM.from_pretrained for the teacher. None for the student's."
-        },
+        metadata={"help": "Arguments of AutoModelForCausalLM.from_pretrained for the teacher. None for the student's."},
     )
 
 
@@ -210,7 +210,7 @@ class OPSDConfig(DistillationConfig):
     vllm_importance_sampling_correction: bool = field(
         default=False,
         metadata={
-            "help": "Whether to correct for the difference between vLLM's and the trainer's probabilities. Off, because "
+            "help": "Whether to correct for the difference between vLLM's and the trainer's probabilities. Off, as "
             "the ratio is biased when top_p and top_k cut the sampling distribution."
         },
     )

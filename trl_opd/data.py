@@ -118,8 +118,8 @@ def _map_columns(dataset, column_map: str):
     for existing in mapping.values():
         if existing not in dataset.column_names:
             raise UserError(
-                f"column_map names the column {existing!r}, which the data lacks{suggest(existing, dataset.column_names)}; "
-                f"it has {', '.join(dataset.column_names)}."
+                f"column_map names the column {existing!r}, which the data lacks"
+                f"{suggest(existing, dataset.column_names)}; it has {', '.join(dataset.column_names)}."
             )
     return dataset.map(
         lambda row: {new: row[existing] for new, existing in mapping.items()},
@@ -145,7 +145,8 @@ def _build_prompts(dataset, template: str, system_prompt: str | None):
     names = [name for name in re.findall(r"\{(\w+)\}", template) if name in dataset.column_names]
     if not names:
         raise UserError(
-            f"prompt_template holds no placeholder of a column; use one of {', '.join(f'{{{c}}}' for c in dataset.column_names)}."
+            "prompt_template holds no placeholder of a column; use one of "
+            f"{', '.join(f'{{{column}}}' for column in dataset.column_names)}."
         )
     opening = [{"role": "system", "content": system_prompt}] if system_prompt else []
 
@@ -177,7 +178,7 @@ def load_reward_functions(names: list[str] | None) -> list:
             functions.append(getattr(import_module(module), attribute))
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(
-                f"There is no reward function {name!r}{suggest(name, known)}; use {', '.join(known)}, or the dotted path of "
-                "a function."
+                f"There is no reward function {name!r}{suggest(name, known)}; use {', '.join(known)}, or the dotted path "
+                "of a function."
             ) from error
     return functions

@@ -18,9 +18,7 @@ class Method:
 METHODS = {
     "grpo": Method("GRPOTrainer", "GRPOConfig", "rewards alone: the baseline, equal to TRL's GRPOTrainer"),
     "opd": Method("OPDTrainer", "OPDConfig", "an external teacher scores the student's rollouts"),
-    "opsd": Method(
-        "OPSDTrainer", "OPSDConfig", "the model itself, having read the reference solution, is the teacher"
-    ),
+    "opsd": Method("OPSDTrainer", "OPSDConfig", "the model itself, having read the reference solution, is the teacher"),
 }
 
 

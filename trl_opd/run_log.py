@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import platform
 import resource
 import sys
@@ -9,12 +10,13 @@ import time
 from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from transformers import TrainerCallback
 
 from trl_opd.errors import UserError
+from trl_opd.state import newest_checkpoint
 
 RECORD = "run.json"
 LOG = "log.jsonl"
@@ -66,20 +68,34 @@ class RunFolder:
             "method": method,
             "config": {name: value for name, value in config.items() if name not in CIRCUMSTANCES},
         }
+        #: Several processes train one run; the first of them keeps its books.
+        self.primary = int(os.environ.get("RANK", "0")) == 0
+        self._lock = self._take_lock() if self.primary else None
+        self.record = self._read()
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def _take_lock(self) -> IO[str]:
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(path / ".lock", "w")  # noqa: SIM115 held until the process ends
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "w")  # noqa: SIM115 held until the run ends
         except OSError as error:
             raise UserError(
-                f"The output folder {path} cannot be written to ({error.strerror}); choose another."
+                f"The output folder {self.path} cannot be written ({error.strerror}); choose another."
             ) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            lock.close()
             raise UserError(
-                f"Another process is training in {path}; wait for it, or choose another output_dir."
+                f"Another process is training in {self.path}; wait for it, or choose another folder."
             ) from error
-        self.record = self._read()
+        return lock
 
     def _read(self) -> dict[str, Any]:
         file = self.path / RECORD
@@ -87,16 +103,16 @@ class RunFolder:
             return {}
         record = json.loads(file.read_text())
         stored = {name: record[name] for name in self.identity}
-        wanted = json.loads(json.dumps(self.identity))
-        if stored != wanted:
-            names = sorted(
-                {"method"} if stored["method"] != wanted["method"] else _changed(stored["config"], wanted["config"])
-            )
-            raise UserError(
-                f"{self.path} holds a run with other settings ({', '.join(names)}); choose another output_dir, or remove "
-                "that folder."
-            )
-        return record
+        wanted = json.loads(json.dumps(self.identity, default=str))
+        if stored == wanted:
+            return record
+        if record["status"] == "failed" and newest_checkpoint(self.path) is None:
+            return {}  # nothing was trained yet: the mended command takes the folder over
+        names = {"method"} if stored["method"] != wanted["method"] else _changed(stored["config"], wanted["config"])
+        raise UserError(
+            f"{self.path} holds a run with other settings ({', '.join(sorted(names))}); choose another output_dir, or "
+            "remove that folder."
+        )
 
     @property
     def finished(self) -> bool:
@@ -104,6 +120,8 @@ class RunFolder:
 
     def write(self, **facts: Any) -> None:
         """Updates the record, at once or not at all."""
+        if not self.primary:
+            return
         self.record = self.identity | self.record | facts
         partial = self.path / f"{RECORD}.partial"
         partial.write_text(json.dumps(self.record, indent=1, default=str))
@@ -111,6 +129,8 @@ class RunFolder:
 
     def start(self, resumed_step: int) -> None:
         """Marks the run as running, and drops log rows after the step that it goes on from."""
+        if not self.primary:
+            return
         log = self.path / LOG
         rows = [line for line in log.read_text().splitlines() if line.endswith("}")] if log.exists() else []
         kept = [line for line in rows if json.loads(line)["step"] <= resumed_step]

@@ -145,6 +145,6 @@ def check_same_vocabulary(student_tokenizer, teacher_tokenizer, teacher_name: st
         )
     if student_tokenizer.eos_token_id != teacher_tokenizer.eos_token_id:
         raise UserError(
-            f"The teacher {teacher_name} ends its turns with token {teacher_tokenizer.eos_token!r} and the student with "
-            f"{student_tokenizer.eos_token!r}: the student would be taught never to stop; set the same eos_token."
+            f"The teacher {teacher_name} ends its turns with token {teacher_tokenizer.eos_token!r} and the student "
+            f"with {student_tokenizer.eos_token!r}: the student would be taught never to stop; set the same eos_token."
         )

@@ -227,8 +227,8 @@ class OnPolicyTrainer(_GRPOTrainer):
             for row in present:
                 if header and rendered[row][-len(header) :] != header:
                     raise UserError(
-                        "A teacher prompt does not end with the chat template's generation header, so the teacher would "
-                        "not be answering; check the chat template and teacher_chat_template_kwargs."
+                        "A teacher prompt does not end with the chat template's generation header, so the teacher "
+                        "would not be answering; check the chat template and teacher_chat_template_kwargs."
                     )
         return rendered
 
@@ -251,9 +251,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             logps = torch.zeros_like(mask, dtype=torch.float32)
             hidden = entropy = None
             for chunk in (rows[start : start + size] for start in range(0, len(rows), size)):
-                read, chunk_logps, chunk_entropy = self._read(
-                    scorer, batch, [teacher_ids[row] for row in chunk], chunk
-                )
+                read, chunk_logps, chunk_entropy = self._read(scorer, batch, [teacher_ids[row] for row in chunk], chunk)
                 if hidden is None:
                     hidden = read.new_zeros(*mask.shape, read.shape[-1])
                     entropy = torch.zeros_like(logps)
@@ -309,7 +307,7 @@ class OnPolicyTrainer(_GRPOTrainer):
         return inputs
 
     def _set_windows(self, micro_batches: list[dict[str, Tensor]], per_window: int) -> None:
-        """Tells every micro-batch what its optimizer step spans, over all processes: one reduction per rollout batch."""
+        """Tells every micro-batch what its optimizer step spans, over all processes, in one reduction."""
         counts = torch.stack([count(batch["counted"]) for batch in micro_batches])
         windows = counts.view(-1, per_window, 2).sum(1)
         windows = self.accelerator.reduce(windows, reduction="sum")

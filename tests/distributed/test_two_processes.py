@@ -20,9 +20,19 @@ def launch(case: str, output_dir: Path, accumulation: int) -> list[dict[str, flo
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(TWO_PROCESSES)]
-    command += ["--main_process_port", port, "-m", "tests.distributed.run", case, str(output_dir), "2", str(accumulation)]
+    command += [
+        "--main_process_port",
+        port,
+        "-m",
+        "tests.distributed.run",
+        case,
+        str(output_dir),
+        "2",
+        str(accumulation),
+    ]
     done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=150, check=False
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=150,
+        check=False,
     )  # fmt: skip
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert results, done.stdout[-2000:] + done.stderr[-4000:]

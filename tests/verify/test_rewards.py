@@ -1,0 +1,40 @@
+import pytest
+
+from trl_opd.errors import UserError
+from trl_opd.verify.rewards import math_reward
+
+
+def test_texts_and_conversations_get_the_same_rewards():
+    texts = [r"\boxed{0.5}", r"\boxed{2}", "no box"]
+    conversations = [[{"role": "assistant", "content": text}] for text in texts]
+    answer = [r"\frac12"] * 3
+    assert math_reward(completions=texts, answer=answer) == [1.0, 0.0, 0.0]
+    assert math_reward(completions=conversations, answer=answer) == [1.0, 0.0, 0.0]
+
+
+def test_it_takes_what_trl_passes_and_logs_its_reasons():
+    logged = {}
+    rewards = math_reward(
+        prompts=["1+1="] * 2,
+        completions=[r"\boxed{2}", "2"],
+        completion_ids=[[1], [2]],
+        answer=["2", "2"],
+        trainer_state=None,
+        log_extra=logged.__setitem__,
+        log_metric=None,
+    )
+    assert rewards == [1.0, 0.0]
+    assert logged == {"extracted": ["2", ""], "verdict": ["correct", "no answer"]}
+
+
+def test_the_last_message_counts_and_may_have_no_text():
+    calls = [{"role": "assistant", "content": r"\boxed{2}"}, {"role": "assistant", "tool_calls": []}]
+    parts = [{"role": "assistant", "content": [{"type": "text", "text": r"\boxed{2}"}]}]
+    assert math_reward(completions=[calls, parts], answer=["2", "2"]) == [0.0, 1.0]
+
+
+def test_a_missing_answer_column_is_refused():
+    with pytest.raises(UserError, match="'answer' column"):
+        math_reward(completions=["5"])
+    with pytest.raises(UserError, match="every row"):
+        math_reward(completions=["5"], answer=[None])

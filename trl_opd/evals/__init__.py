@@ -1,0 +1,1 @@
+"""The evaluation harness: benchmarks -> generations -> verdicts -> metrics. It knows nothing of training."""
