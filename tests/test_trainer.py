@@ -66,7 +66,9 @@ def test_o4_teacher_equal_to_the_student_in_context_gives_no_loss_and_no_gradien
     assert losses(trainer)[0] == pytest.approx(0.0, abs=1e-6)
     assert metric(trainer, "grad_norm")[0] == pytest.approx(0.0, abs=1e-5)
     for p, q in zip(before, trainer.model.parameters(), strict=True):
-        torch.testing.assert_close(p, q, atol=2e-3, rtol=0)  # Adam turns a gradient of rounding errors into lr-sized steps
+        torch.testing.assert_close(
+            p, q, atol=2e-3, rtol=0
+        )  # Adam turns a gradient of rounding errors into lr-sized steps
 
 
 def test_o5_adapter_off_teacher_equals_the_copied_teacher_without_a_second_copy(tmp_path, tokenizer, dataset):
@@ -100,9 +102,7 @@ def test_a_trained_adapter_keeps_its_step_0_weights_as_teacher(tmp_path, tokeniz
 def test_opd_pulls_the_student_to_another_model(tmp_path, student, tokenizer, dataset):
     teacher = make_model(tokenizer, seed=3)
     config = OPDConfig(**settings(tmp_path, num_generations=1, max_steps=30, learning_rate=1e-2))
-    trainer = OPDTrainer(
-        student, args=config, train_dataset=dataset, processing_class=tokenizer, teacher_model=teacher
-    )
+    trainer = OPDTrainer(student, args=config, train_dataset=dataset, processing_class=tokenizer, teacher_model=teacher)
     trainer.train()
     divergence = metric(trainer, "distill/divergence")
     assert sum(divergence[-5:]) < 0.8 * sum(divergence[:5])
@@ -110,10 +110,8 @@ def test_opd_pulls_the_student_to_another_model(tmp_path, student, tokenizer, da
 
 def test_sampled_estimator_keeps_no_hidden_states_and_logs_the_log_ratio(tmp_path, student, tokenizer, dataset):
     teacher = make_model(tokenizer, seed=3)
-    config = OPDConfig(**settings(tmp_path, num_generations=1, max_steps=2, estimator="sampled"))
-    trainer = OPDTrainer(
-        student, args=config, train_dataset=dataset, processing_class=tokenizer, teacher_model=teacher
-    )
+    config = OPDConfig(**settings(tmp_path, num_generations=1, max_steps=2, estimator="k1"))
+    trainer = OPDTrainer(student, args=config, train_dataset=dataset, processing_class=tokenizer, teacher_model=teacher)
     trainer.train()
     assert metric(trainer, "distill/log_ratio")[0] > 0
     assert "scorer_hidden_0" not in trainer._buffered_inputs[0]
@@ -173,7 +171,13 @@ def test_accumulation_gives_the_same_step_as_one_batch(aggregation, tmp_path, to
     for size, steps in ((8, 1), (2, 4)):
         options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "max_steps": 3}
         trainer = opsd(
-            tmp_path / str(size), make_model(tokenizer), tokenizer, dataset, aggregation=aggregation, **options, **GREEDY
+            tmp_path / str(size),
+            make_model(tokenizer),
+            tokenizer,
+            dataset,
+            aggregation=aggregation,
+            **options,
+            **GREEDY,
         )
         trainer.train()
         runs.append(trainer)
@@ -195,9 +199,7 @@ def test_several_steps_per_rollout_batch_have_denominators_of_their_own(tmp_path
 
 
 def test_rewards_are_logged_though_the_objective_needs_none(tmp_path, student, tokenizer, dataset):
-    config = OPSDConfig(
-        **settings(tmp_path, num_generations=1, reference_template=REFERENCE_TEMPLATE, max_steps=2)
-    )
+    config = OPSDConfig(**settings(tmp_path, num_generations=1, reference_template=REFERENCE_TEMPLATE, max_steps=2))
     trainer = OPSDTrainer(student, digit_reward, config, dataset, processing_class=tokenizer)
     trainer.train()
     assert len(metric(trainer, "reward")) == 2
@@ -245,7 +247,9 @@ def test_a_run_resumed_from_a_checkpoint_goes_on_as_if_undisturbed(tmp_path, tok
 
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path, tokenizer, dataset):
-    trainer = opsd(tmp_path, make_model(tokenizer), tokenizer, dataset, save_strategy="steps", save_steps=1, max_steps=1)
+    trainer = opsd(
+        tmp_path, make_model(tokenizer), tokenizer, dataset, save_strategy="steps", save_steps=1, max_steps=1
+    )
     trainer.train()
     config = GRPOConfig(**settings(tmp_path))
     other = GRPOTrainer(make_model(tokenizer), digit_reward, config, dataset, processing_class=tokenizer)
@@ -256,7 +260,9 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path, tokenizer, dataset)
 def test_a_checkpoint_that_was_cut_short_is_not_resumed_from(tmp_path, tokenizer, dataset):
     from trl_opd.state import STATE_FILE, newest_checkpoint
 
-    trainer = opsd(tmp_path, make_model(tokenizer), tokenizer, dataset, save_strategy="steps", save_steps=1, max_steps=2)
+    trainer = opsd(
+        tmp_path, make_model(tokenizer), tokenizer, dataset, save_strategy="steps", save_steps=1, max_steps=2
+    )
     trainer.train()
     assert newest_checkpoint(tmp_path).name == "checkpoint-2"
     (tmp_path / "checkpoint-2" / STATE_FILE).unlink()
@@ -269,8 +275,6 @@ def test_a_teacher_of_another_vocabulary_is_refused_before_the_model_is_loaded(t
 
     other = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "«end»": 2}, merges=[]))
     PreTrainedTokenizerFast(tokenizer_object=other, eos_token="«end»").save_pretrained(tmp_path / "teacher")
-    config = OPDConfig(
-        **settings(tmp_path, num_generations=1, teacher_model_name_or_path=str(tmp_path / "teacher"))
-    )
+    config = OPDConfig(**settings(tmp_path, num_generations=1, teacher_model_name_or_path=str(tmp_path / "teacher")))
     with pytest.raises(UserError, match="another vocabulary"):
         OPDTrainer(student_path, args=config, train_dataset=dataset)

@@ -9,9 +9,17 @@ _LAZY = {
     "GRPOConfig": "configs",
     "OPDConfig": "configs",
     "OPSDConfig": "configs",
+    "SDPOConfig": "configs",
+    "SRPOConfig": "configs",
+    "ExOPDConfig": "configs",
+    "SCOPEConfig": "configs",
     "GRPOTrainer": "trainer",
     "OPDTrainer": "trainer",
     "OPSDTrainer": "trainer",
+    "SDPOTrainer": "trainer",
+    "SRPOTrainer": "trainer",
+    "ExOPDTrainer": "trainer",
+    "SCOPETrainer": "trainer",
     "UserError": "errors",
 }
 

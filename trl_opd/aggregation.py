@@ -9,6 +9,7 @@ gradient accumulation sums the micro-batches, and data parallelism averages over
     seq-mean       mean over rows of the row's token mean; a row without counted tokens counts in the mean over rows
     seq-mean-live  the same, but only rows with a counted token count, over the whole optimizer-step batch
     dr             sum / (rows x longest allowed completion), as in Dr.GRPO
+    prompt-sum     sum / number of prompts: a row's tokens are summed, whatever its length, as in SCOPE
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MODES = ("token-global", "token-micro", "seq-mean", "seq-mean-live", "dr")
+MODES = ("token-global", "token-micro", "seq-mean", "seq-mean-live", "dr", "prompt-sum")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Window:
         micro_batches (`int`): Gradient-accumulation steps.
         processes (`int`): Data-parallel processes, whose gradients are averaged.
         max_completion_length (`int`): Longest allowed completion, in tokens.
+        group_size (`int`): Rollouts per prompt.
     """
 
     tokens: Tensor
@@ -36,6 +38,7 @@ class Window:
     micro_batches: int
     processes: int
     max_completion_length: int
+    group_size: int = 1
 
 
 def token_weights(counted_BT: Tensor, mode: str, window: Window) -> Tensor:
@@ -59,6 +62,8 @@ def token_weights(counted_BT: Tensor, mode: str, window: Window) -> Tensor:
         return counted_BT / row_tokens * window.processes / window.live_rows.clamp(min=1.0)
     if mode == "dr":
         return counted_BT / (rows * window.max_completion_length) / window.micro_batches
+    if mode == "prompt-sum":
+        return counted_BT * window.group_size / rows / window.micro_batches
     raise ValueError(f"Unknown aggregation {mode!r}: choose one of {', '.join(MODES)}.")
 
 

@@ -3,12 +3,17 @@
 from dataclasses import MISSING, fields
 from typing import Any
 
-import trl
+from transformers import AutoTokenizer
 
 from trl_opd.aggregation import MODES
 from trl_opd.errors import UserError
 from trl_opd.objectives.base import Objective
 from trl_opd.policy import AGGREGATION_OF_LOSS_TYPE
+from trl_opd.suggest import suggest
+from trl_opd.teachers import check_same_vocabulary
+
+#: Whose weights a self teacher may have.
+SELF_WEIGHTS = ("frozen", "ema", "trust-region", "live")
 
 #: Options of GRPO that need a statistic over whole sequences inside the loss, and the value that leaves them off.
 UNSUPPORTED = {
@@ -44,8 +49,8 @@ def check_config(config: Any, objective: Objective) -> None:
     for name, off in UNSUPPORTED.items():
         if getattr(config, name) != off:
             raise UserError(
-                f"{name}={getattr(config, name)!r} is not supported by trl_opd's token-local loss; leave it at {off!r}, or "
-                "train with TRL's own GRPOTrainer."
+                f"{name}={getattr(config, name)!r} is not supported by trl_opd's token-local loss; leave it at "
+                f"{off!r}, or train with TRL's own GRPOTrainer."
             )
     if config.loss_type not in AGGREGATION_OF_LOSS_TYPE:
         raise UserError(
@@ -54,6 +59,13 @@ def check_config(config: Any, objective: Objective) -> None:
         )
     if config.aggregation is not None and config.aggregation not in MODES:
         raise UserError(f"aggregation={config.aggregation!r} is unknown; choose one of {', '.join(MODES)}.")
+    if not config.temperature > 0.0:
+        raise UserError(f"temperature is {config.temperature}, but it divides the logits and must be positive.")
+    if resolve_aggregation(config) == "dr" and config.max_completion_length is None:
+        raise UserError("aggregation dr divides by max_completion_length, which is unset; set it.")
+    limit = getattr(config, "max_teacher_length", None)
+    if limit is not None and limit < 1:
+        raise UserError(f"max_teacher_length is {limit}, which drops every context; make it positive or null.")
     if not objective.uses_policy_gradient:
         _check_ignored(config, objective)
     if (objective.needs_groups or objective.uses_policy_gradient) and config.num_generations < 2:
@@ -61,17 +73,49 @@ def check_config(config: Any, objective: Objective) -> None:
             f"{objective.name} compares the rollouts of one prompt, and num_generations={config.num_generations} "
             "leaves nothing to compare; set num_generations to 2 or more."
         )
+    if objective.teacher == "self":
+        _check_self_teacher(config, objective)
     _check_windows(config)
 
 
 def _check_ignored(config: Any, objective: Objective) -> None:
-    defaults = {f.name: f.default for f in fields(trl.GRPOConfig) if f.default is not MISSING}
     for name in POLICY_ONLY:
-        if getattr(config, name) != defaults[name]:
+        if getattr(config, name) != _default(config, name):
             raise UserError(
                 f"{name}={getattr(config, name)!r} acts on the policy gradient, which {objective.name} does not have: "
                 "it would be ignored; remove it."
             )
+
+
+def _default(config: Any, name: str) -> Any:
+    """The value that a config's class gives a field."""
+    (field,) = (f for f in fields(config) if f.name == name)
+    return field.default_factory() if field.default is MISSING else field.default
+
+
+def _check_self_teacher(config: Any, objective: Objective) -> None:
+    if config.teacher_weights not in SELF_WEIGHTS:
+        raise UserError(
+            f"teacher_weights is {config.teacher_weights!r}{suggest(config.teacher_weights, SELF_WEIGHTS)}; choose "
+            f"{', '.join(SELF_WEIGHTS)}."
+        )
+    rate = config.teacher_update_rate
+    if config.teacher_weights in ("ema", "trust-region"):
+        if rate is None or not 0.0 <= rate <= 1.0:
+            raise UserError(
+                f"teacher_update_rate is {rate}, but teacher_weights: {config.teacher_weights} needs one in [0, 1]; "
+                "0 never moves the teacher, 1 makes it the student."
+            )
+    elif rate != _default(config, "teacher_update_rate"):
+        raise UserError(
+            f"teacher_update_rate={rate} would be ignored with teacher_weights: {config.teacher_weights}; remove it, or "
+            "set teacher_weights to ema or trust-region."
+        )
+    if config.teacher_weights == "trust-region" and objective.divergence.sampled:
+        raise UserError(
+            f"teacher_weights: trust-region is normalised over the vocabulary, which estimator: "
+            f"{objective.divergence.estimator} never sees; use estimator: full or topk."
+        )
 
 
 def _check_windows(config: Any) -> None:
@@ -105,10 +149,16 @@ def check_data(dataset: Any, objective: Objective, which: str = "train_dataset")
     wanted = ("prompt", *(objective.context.columns if objective.context else ()))
     for column in wanted:
         if column not in columns:
-            option = "rename the column" if column == "prompt" else "add it, or name yours with solution_column"
+            remedy = "rename the column" if column == "prompt" else "add it, or name yours with solution_column"
             raise UserError(
-                f"{which} has no column {column!r}, which {objective.name} needs (it has: {', '.join(columns)}); "
-                f"{option}."
+                f"{which} has no column {column!r}, which {objective.name} needs (it has: {', '.join(columns)}); {remedy}."
+            )
+    for column in wanted[1:]:
+        kind = getattr(dataset.features[column], "dtype", None)
+        if kind not in ("string", "large_string"):
+            raise UserError(
+                f"The column {column!r} of {which} holds {kind or 'structured'} values, and the teacher reads text; turn "
+                "it into strings."
             )
 
 
@@ -125,17 +175,80 @@ def check_rewards(reward_funcs: Any, objective: Objective) -> None:
         )
 
 
-def check_teacher(teacher_model: Any, config: Any, objective: Objective) -> None:
-    """Refuses an external method without its teacher, and a teacher that a self-taught method would ignore.
+def check_teacher(teacher_model: Any, reference_model: Any, config: Any, objective: Objective) -> None:
+    """Refuses an external method without its teacher, and a teacher or reference that would be ignored.
 
     Raises:
         `UserError`: Naming the argument.
     """
-    named = teacher_model if teacher_model is not None else getattr(config, "teacher_model_name_or_path", None)
-    if objective.teacher == "external" and named is None:
+    named = [
+        name
+        for name, given in (
+            ("teacher_model", teacher_model),
+            ("teacher_model_name_or_path", getattr(config, "teacher_model_name_or_path", None)),
+            ("teacher_models", getattr(config, "teacher_models", None)),
+        )
+        if given is not None
+    ]
+    if objective.teacher == "external" and not named:
         raise UserError(
             f"{objective.name} distils an external teacher and none was given; pass teacher_model, or set "
             "teacher_model_name_or_path."
         )
-    if objective.teacher != "external" and named is not None:
-        raise UserError(f"{objective.name} has no external teacher, so teacher_model would be ignored; remove it.")
+    if objective.teacher != "external" and named:
+        raise UserError(f"{objective.name} has no external teacher, so {named[0]} would be ignored; remove it.")
+    if len(named) > 1:
+        raise UserError(f"{' and '.join(named)} name the teacher twice, and one would be ignored; keep one of them.")
+    if named == ["teacher_models"] and not objective.divergence.sampled:
+        raise UserError(
+            f"teacher_models scores the sampled tokens only, which does not suffice for estimator: "
+            f"{objective.divergence.estimator}; use estimator: k1."
+        )
+    if named == ["teacher_model"] and config.use_teacher_template:
+        raise UserError("use_teacher_template reads the teacher's tokenizer; set teacher_model_name_or_path instead.")
+    reference = reference_model or getattr(config, "reference_model_name_or_path", None)
+    if reference is not None and not objective.uses_reference:
+        raise UserError(
+            f"A reference model was given, but {objective.name} does not use one here (extrapolation is 1, or the "
+            "method has none): it would be ignored; remove it."
+        )
+
+
+def check_domains(dataset: Any, config: Any) -> None:
+    """Refuses rows whose domain has no teacher.
+
+    Raises:
+        `UserError`: With the unknown domains.
+    """
+    teachers = getattr(config, "teacher_models", None)
+    columns = getattr(dataset, "column_names", None)
+    if not teachers or columns is None:
+        return
+    column = config.domain_column
+    if column not in columns:
+        raise UserError(
+            f"train_dataset has no column {column!r} to choose a teacher by; add it, or name yours with domain_column."
+        )
+    unknown = sorted(set(map(str, dataset[column])) - set(teachers))
+    if unknown:
+        raise UserError(
+            f"No teacher is named for the domain {unknown[0]!r} (teacher_models has {', '.join(teachers)}); add it, or "
+            "drop those rows."
+        )
+
+
+def check_vocabularies(model: Any, processing_class: Any, teacher_model: Any, config: Any) -> None:
+    """Refuses a teacher of another vocabulary before either model is loaded, where both are given by name.
+
+    Raises:
+        `UserError`: With the first difference.
+    """
+    several = getattr(config, "teacher_models", None) or {}
+    named = teacher_model if teacher_model is not None else getattr(config, "teacher_model_name_or_path", None)
+    candidates = (named, getattr(config, "reference_model_name_or_path", None), *several.values())
+    teachers = [name for name in candidates if isinstance(name, str)]
+    if not teachers or (processing_class is None and not isinstance(model, str)):
+        return
+    student = processing_class or AutoTokenizer.from_pretrained(model)
+    for name in teachers:
+        check_same_vocabulary(student, AutoTokenizer.from_pretrained(name), name)

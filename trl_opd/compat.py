@@ -38,9 +38,12 @@ def redirect_forward(wrapper, module, method, *args):
     return _ForwardRedirection()(wrapper, module, method, *args)
 
 
-def tokenize_prompts(trainer: GRPOTrainer, prompts: list, chat_template_kwargs: dict) -> list[list[int]]:
-    """Renders prompts by the very function that rendered the student's, under other chat-template arguments."""
-    with _attribute(trainer, "chat_template_kwargs", chat_template_kwargs):
+def tokenize_prompts(
+    trainer: GRPOTrainer, prompts: list, chat_template: str | None, chat_template_kwargs: dict
+) -> list[list[int]]:
+    """Renders prompts by the very function that rendered the student's, under another template or other arguments."""
+    template = _attribute(trainer, "chat_template", chat_template)
+    with template, _attribute(trainer, "chat_template_kwargs", chat_template_kwargs):
         ids, _, _ = trainer._tokenize_prompts(prompts)
     return [list(row) for row in ids]
 

@@ -7,9 +7,11 @@ and the model are left to recipes.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import trl
+
+from trl_opd.errors import UserError
 
 REFERENCE_TEMPLATE = """{prompt}
 
@@ -21,6 +23,28 @@ A reference solution to this problem is given between the two lines below.
 Make sure that you see why each of its steps holds. Then put it aside and solve the problem yourself, in your own \
 words and with your own reasoning: explore, doubt and go back where you need to, but do not copy or paraphrase it. \
 You should arrive at the same final answer. Answer in the form that the problem asks for."""
+
+DEMONSTRATION_SECTION = """
+
+=== a correct solution ===
+{demonstration}
+=== end of the correct solution ==="""
+
+ATTEMPT_SECTION = """
+
+=== an earlier attempt ===
+{attempt}
+=== end of the attempt ==="""
+
+FEEDBACK_SECTION = """
+
+=== feedback on an earlier attempt that failed ===
+{feedback}
+=== end of the feedback ==="""
+
+CLOSING_SECTION = """
+
+Now solve the original problem correctly."""
 
 
 @dataclass
@@ -48,6 +72,8 @@ class GRPOConfig(trl.GRPOConfig):
     )
 
     def __post_init__(self):
+        if self.num_generations is None or self.num_generations < 1:
+            raise UserError(f"num_generations is {self.num_generations}, but a prompt needs at least one rollout.")
         if self.num_generations != 1:
             super().__post_init__()
             return
@@ -77,9 +103,20 @@ class DistillationConfig(GRPOConfig):
         jsd_beta (`float`, *optional*):
             The teacher's share in the mixture of `"jsd"`, between 0 and 1.
         estimator (`str`, *optional*, defaults to `"full"`):
-            `"full"` sums over the vocabulary; `"sampled"` is the policy gradient on the sampled tokens (reverse KL).
+            `"full"` sums over the vocabulary, `"topk"` over a part of it; `"k1"`, `"k2"` and `"k3"` use the sampled
+            tokens only (k1 as a policy gradient). Which has which gradient: docs/estimators.md.
+        estimator_use (`str`, *optional*):
+            `"backprop"` or `"policy"`. `None` for the use that is right; a wrong one is refused with the reason.
+        support_size (`int`, *optional*):
+            Tokens in the support of `"topk"`.
+        support_owner (`str`, *optional*, defaults to `"student"`):
+            Whose likeliest tokens they are: `"student"` or `"teacher"`.
+        support_tail (`bool`, *optional*, defaults to `True`):
+            Whether the rest of the vocabulary is one more category; if not, both sides are renormalised.
         entry_clip (`float`, *optional*):
             OPSD's cap on each vocabulary entry's summand of the forward KL, in nats. `None` for no cap.
+        advantage_clip (`float`, *optional*):
+            SDPO's clip on the log-ratios of the reverse KL, in nats. `None` for no clip.
 
     > Parameters that control the teacher
 
@@ -91,7 +128,7 @@ class DistillationConfig(GRPOConfig):
             `None` for the longest that the teacher model takes.
     """
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "teacher_chat_template_kwargs"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "teacher_chat_template_kwargs"]
 
     divergence: str = field(
         default="reverse_kl", metadata={"help": "Divergence from the teacher: forward_kl, reverse_kl or jsd."}
@@ -101,11 +138,24 @@ class DistillationConfig(GRPOConfig):
     )
     estimator: str = field(
         default="full",
-        metadata={"help": "full sums over the vocabulary; sampled is the policy gradient on the sampled tokens."},
+        metadata={"help": "full: whole vocabulary; topk: a part of it; k1, k2, k3: the sampled tokens only."},
+    )
+    estimator_use: str | None = field(
+        default=None, metadata={"help": "backprop or policy. None for the use that is right."}
+    )
+    support_size: int | None = field(default=None, metadata={"help": "Tokens in the support of estimator: topk."})
+    support_owner: str = field(
+        default="student", metadata={"help": "Whose likeliest tokens the support is: student or teacher."}
+    )
+    support_tail: bool = field(
+        default=True, metadata={"help": "Whether the rest of the vocabulary is one more category."}
     )
     entry_clip: float | None = field(
         default=None,
         metadata={"help": "Cap on each vocabulary entry's summand of the forward KL, in nats. None for no cap."},
+    )
+    advantage_clip: float | None = field(
+        default=None, metadata={"help": "Clip on the log-ratios of the reverse KL, in nats. None for no clip."}
     )
     teacher_chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None,
@@ -130,9 +180,11 @@ class ExternalTeacherConfig(DistillationConfig):
             The teacher, if it is not passed to the trainer as a model.
         teacher_model_init_kwargs (`dict[str, Any]`, *optional*):
             Arguments of `AutoModelForCausalLM.from_pretrained` for the teacher. `None` for the student's.
+        use_teacher_template (`bool`, *optional*, defaults to `False`):
+            Whether the teacher's prompts are rendered with its own chat template instead of the student's.
     """
 
-    _VALID_DICT_FIELDS = [*DistillationConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*DistillationConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
 
     teacher_model_name_or_path: str | None = field(
         default=None, metadata={"help": "The teacher, if it is not passed to the trainer as a model."}
@@ -140,6 +192,10 @@ class ExternalTeacherConfig(DistillationConfig):
     teacher_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "Arguments of AutoModelForCausalLM.from_pretrained for the teacher. None for the student's."},
+    )
+
+    use_teacher_template: bool = field(
+        default=False, metadata={"help": "Whether the teacher's prompts are rendered with its own chat template."}
     )
 
 
@@ -157,7 +213,29 @@ class OPDConfig(ExternalTeacherConfig):
 
 
 @dataclass
-class OPSDConfig(DistillationConfig):
+class SelfTeacherConfig(DistillationConfig):
+    """
+    What every method whose teacher is the student itself has in common.
+
+    Parameters:
+        teacher_weights (`str`, *optional*, defaults to `"frozen"`):
+            `"frozen"` step-0 weights, `"ema"` a moving average, `"trust-region"` the step-0 and the live distributions'
+            geometric mean, or `"live"` the student's own of the rollout batch (reported unstable).
+        teacher_update_rate (`float`, *optional*):
+            The student's share in each update of `"ema"` (once per rollout batch), or in the mean of
+            `"trust-region"`.
+    """
+
+    teacher_weights: str = field(
+        default="frozen", metadata={"help": "The teacher's weights: frozen, ema, trust-region or live."}
+    )
+    teacher_update_rate: float | None = field(
+        default=None, metadata={"help": "The student's share in each ema update, or in the trust-region mean."}
+    )
+
+
+@dataclass
+class OPSDConfig(SelfTeacherConfig):
     """
     Configuration of [`OPSDTrainer`]: on-policy self-distillation from a reference solution.
 
@@ -220,4 +298,218 @@ class OPSDConfig(DistillationConfig):
     reference_template: str = field(
         default=REFERENCE_TEMPLATE,
         metadata={"help": "The teacher's user turn, with the placeholders {prompt} and {solution}."},
+    )
+
+
+@dataclass
+class HindsightConfig(SelfTeacherConfig):
+    """
+    What the methods share whose teacher reads a successful sibling and/or feedback: SDPO's setting without feedback.
+
+    Defaults from SDPO (https://huggingface.co/papers/2601.20802, table 12, and its shipped configuration).
+
+    > Parameters that control what the teacher reads
+
+    Parameters:
+        success_threshold (`float`, *optional*, defaults to `0.5`):
+            Reward from which a rollout is a success, and so may be a demonstration.
+        use_demonstrations (`bool`, *optional*, defaults to `True`):
+            Whether the teacher reads a successful sibling.
+        use_feedback (`bool`, *optional*, defaults to `False`):
+            Whether it reads what a reward function reported through `log_extra("feedback", [...])`.
+        exclude_self (`bool`, *optional*, defaults to `True`):
+            Whether a success is never its own demonstration.
+        feedback_only_without_demonstration (`bool`, *optional*, defaults to `True`):
+            Whether feedback is left out where there is a demonstration.
+        include_attempt (`bool`, *optional*, defaults to `False`):
+            Whether the rollout itself is shown before its feedback.
+        strip_thinking (`bool`, *optional*, defaults to `True`):
+            Whether thinking blocks are cut out of what is shown.
+        demonstration_section, feedback_section, attempt_section, closing_section (`str`, *optional*):
+            Texts put behind the prompt, with the placeholders {demonstration}, {feedback} and {attempt}.
+        importance_cap (`float`, *optional*, defaults to `2.0`):
+            Cap on the detached ratio p / p_old that weighs the divergence in later updates of a rollout batch.
+    """
+
+    divergence: str = field(
+        default="jsd", metadata={"help": "Divergence from the teacher: forward_kl, reverse_kl or jsd."}
+    )
+    jsd_beta: float | None = field(
+        default=0.5, metadata={"help": "The teacher's share in the mixture of divergence: jsd, between 0 and 1."}
+    )
+    estimator: str = field(
+        default="topk",
+        metadata={"help": "full: whole vocabulary; topk: a part of it; k1, k2, k3: the sampled tokens only."},
+    )
+    support_size: int | None = field(default=100, metadata={"help": "Tokens in the support of estimator: topk."})
+    teacher_weights: str = field(
+        default="ema", metadata={"help": "The teacher's weights: frozen, ema, trust-region or live."}
+    )
+    teacher_update_rate: float | None = field(
+        default=0.05, metadata={"help": "The student's share in each ema update, or in the trust-region mean."}
+    )
+    aggregation: str | None = field(
+        default="token-global", metadata={"help": "How token losses become one number, see trl_opd.aggregation."}
+    )
+    scale_rewards: str = field(default="none", metadata={"help": "Scaling of advantages: group, batch or none."})
+    epsilon_high: float | None = field(default=0.28, metadata={"help": "Upper clip of the probability ratio."})
+    warmup_steps: float = field(default=10, metadata={"help": "Steps of linear warm-up."})
+    lr_scheduler_type: str = field(default="constant_with_warmup", metadata={"help": "Learning-rate schedule."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
+    max_completion_length: int | None = field(default=8192, metadata={"help": "Longest completion, in tokens."})
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default_factory=lambda: {"enable_thinking": False},
+        metadata={"help": "Arguments of the chat template on the student's side."},
+    )
+    vllm_importance_sampling_mode: str = field(
+        default="token_truncate", metadata={"help": "How the correction for vLLM's probabilities is applied."}
+    )
+    vllm_importance_sampling_clip_max: float | None = field(
+        default=2.0, metadata={"help": "Cap on the correction for vLLM's probabilities."}
+    )
+    importance_cap: float | None = field(
+        default=2.0, metadata={"help": "Cap on the detached ratio p / p_old that weighs the divergence."}
+    )
+    success_threshold: float = field(default=0.5, metadata={"help": "Reward from which a rollout is a success."})
+    use_demonstrations: bool = field(default=True, metadata={"help": "Whether the teacher reads a successful sibling."})
+    use_feedback: bool = field(
+        default=False, metadata={"help": "Whether the teacher reads the feedback that a reward function reported."}
+    )
+    exclude_self: bool = field(default=True, metadata={"help": "Whether a success is never its own demonstration."})
+    feedback_only_without_demonstration: bool = field(
+        default=True, metadata={"help": "Whether feedback is left out where there is a demonstration."}
+    )
+    include_attempt: bool = field(
+        default=False, metadata={"help": "Whether the rollout itself is shown before its feedback."}
+    )
+    strip_thinking: bool = field(
+        default=True, metadata={"help": "Whether thinking blocks are cut out of what is shown."}
+    )
+    demonstration_section: str = field(
+        default=DEMONSTRATION_SECTION, metadata={"help": "Text that shows a {demonstration}."}
+    )
+    feedback_section: str = field(default=FEEDBACK_SECTION, metadata={"help": "Text that shows {feedback}."})
+    attempt_section: str = field(default=ATTEMPT_SECTION, metadata={"help": "Text that shows the {attempt}."})
+    closing_section: str = field(default=CLOSING_SECTION, metadata={"help": "Text that asks for the answer again."})
+
+
+@dataclass
+class SDPOConfig(HindsightConfig):
+    """
+    Configuration of [`SDPOTrainer`]: self-distillation policy optimisation, see [`HindsightConfig`].
+
+    Parameters:
+        grpo_lambda (`float`, *optional*, defaults to `0.0`):
+            GRPO's share in the advantage, in [0, 1]; the paper's mix has 0.9.
+    """
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    grpo_lambda: float = field(default=0.0, metadata={"help": "GRPO's share in the advantage, in [0, 1]."})
+
+
+@dataclass
+class SRPOConfig(HindsightConfig):
+    """
+    Configuration of [`SRPOTrainer`]: wrong rollouts are distilled, the others feed GRPO, see [`HindsightConfig`].
+
+    Learning rate and entropy weight from the paper (https://huggingface.co/papers/2604.02288, table 3).
+
+    Parameters:
+        entropy_beta (`float`, *optional*, defaults to `1.0`):
+            How strongly a token's weight falls with the teacher's entropy; 0 weighs all alike.
+    """
+
+    learning_rate: float = field(default=5e-6, metadata={"help": "The initial learning rate for AdamW."})
+    entropy_beta: float = field(
+        default=1.0, metadata={"help": "How strongly a token's weight falls with the teacher's entropy."}
+    )
+
+
+@dataclass
+class ExOPDConfig(ExternalTeacherConfig):
+    """
+    Configuration of [`ExOPDTrainer`]: on-policy distillation with reward extrapolation.
+
+    Defaults from the paper (https://huggingface.co/papers/2602.12125, table of hyper-parameters).
+
+    Parameters:
+        extrapolation (`float`, *optional*, defaults to `1.25`):
+            lambda: 1 is plain OPD, above 1 goes beyond the teacher, between 0 and 1 stays between it and the reference.
+        reference_model_name_or_path (`str`, *optional*):
+            The reference, if it is not passed to the trainer as a model. `None` for the student's start.
+        teacher_models (`dict[str, str]`, *optional*):
+            Several teachers by domain, instead of one; needs `estimator: k1`.
+        domain_column (`str`, *optional*, defaults to `"domain"`):
+            Dataset column that names the row's domain.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*ExternalTeacherConfig._VALID_DICT_FIELDS, "teacher_models"]
+
+    estimator: str = field(
+        default="k1",
+        metadata={"help": "full: whole vocabulary; k1: the sampled tokens, as a policy gradient."},
+    )
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    num_generations: int | None = field(default=1, metadata={"help": "Rollouts per prompt."})
+    max_completion_length: int | None = field(default=16384, metadata={"help": "Longest completion, in tokens."})
+    vllm_importance_sampling_mode: str = field(
+        default="token_truncate", metadata={"help": "How the correction for vLLM's probabilities is applied."}
+    )
+    vllm_importance_sampling_clip_max: float | None = field(
+        default=5.0, metadata={"help": "Cap on the correction for vLLM's probabilities."}
+    )
+    extrapolation: float = field(
+        default=1.25, metadata={"help": "lambda: 1 is plain OPD, above 1 goes beyond the teacher."}
+    )
+    reference_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The reference. None for the student's start."}
+    )
+    teacher_models: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Several teachers by domain, as a JSON object {domain: model}."}
+    )
+    domain_column: str = field(default="domain", metadata={"help": "Dataset column that names the row's domain."})
+
+
+@dataclass
+class SCOPEConfig(ExternalTeacherConfig):
+    """
+    Configuration of [`SCOPETrainer`]: likelihood on right rollouts, an external teacher on wrong ones.
+
+    Defaults from the paper (https://huggingface.co/papers/2604.10688, tables 3 and 4).
+
+    Parameters:
+        success_threshold (`float`, *optional*, defaults to `0.5`):
+            Reward from which a rollout is right.
+        weight_temperature (`float`, *optional*, defaults to `1.0`):
+            tau: infinity weighs a branch's rollouts alike, 0 picks one.
+        weight_norm (`str`, *optional*, defaults to `"sum1"`):
+            `"sum1"`: a branch's weights sum to 1; `"mean1"`: they have mean 1, as in the released code.
+        length_norm (`str`, *optional*, defaults to `"sum"`):
+            `"sum"`: a rollout's token losses are summed; `"mean"`: averaged.
+        student_direction (`str`, *optional*, defaults to `"perplexing"`):
+            Which right rollouts weigh more; `"confident"` is the released code's.
+        teacher_direction (`str`, *optional*, defaults to `"confident"`):
+            Which wrong rollouts weigh more; `"perplexing"` is the released code's default YAML.
+    """
+
+    estimator: str = field(
+        default="k1",
+        metadata={"help": "full: whole vocabulary; topk: a part of it; k1, k2, k3: the sampled tokens only."},
+    )
+    aggregation: str | None = field(
+        default="prompt-sum", metadata={"help": "How token losses become one number, see trl_opd.aggregation."}
+    )
+    learning_rate: float = field(default=5e-5, metadata={"help": "The initial learning rate for AdamW."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
+    temperature: float = field(default=0.6, metadata={"help": "Temperature of rollouts and of all distributions."})
+    max_completion_length: int | None = field(default=12288, metadata={"help": "Longest completion, in tokens."})
+    success_threshold: float = field(default=0.5, metadata={"help": "Reward from which a rollout is right."})
+    weight_temperature: float = field(default=1.0, metadata={"help": "tau of the softmax over a branch."})
+    weight_norm: str = field(default="sum1", metadata={"help": "Weights of a branch: sum1 or mean1."})
+    length_norm: str = field(default="sum", metadata={"help": "Token losses of a rollout: sum or mean."})
+    student_direction: str = field(
+        default="perplexing", metadata={"help": "Which right rollouts weigh more: perplexing or confident."}
+    )
+    teacher_direction: str = field(
+        default="confident", metadata={"help": "Which wrong rollouts weigh more: confident or perplexing."}
     )

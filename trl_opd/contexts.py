@@ -7,6 +7,7 @@ context that does not fit the teacher's limit is dropped and counted, never cut.
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 from trl_opd.errors import UserError
@@ -27,6 +28,10 @@ class Context(ABC):
     def prompts(self, rollouts: Rollouts) -> list[Prompt | None]:
         """The teacher's prompt for each rollout; None where there is nothing to tell the teacher."""
 
+    def shortened(self, rollouts: Rollouts, row: int, cut: Callable[[str], str]) -> Prompt | None:
+        """A row's prompt with what may be shortened put through `cut`; None where nothing may."""
+        return None
+
 
 class ReferenceSolution(Context):
     """The problem together with its reference solution (OPSD, https://huggingface.co/papers/2601.18734, section 3).
@@ -46,7 +51,7 @@ class ReferenceSolution(Context):
     def prompts(self, rollouts: Rollouts) -> list[Prompt | None]:
         (column,) = self.columns
         return [
-            rewrite(prompt, self.template, solution=example[column]) if example[column] else None
+            rewrite(prompt, self.template, solution=example[column]) if (example[column] or "").strip() else None
             for prompt, example in zip(rollouts.prompts, rollouts.examples, strict=True)
         ]
 
@@ -72,13 +77,15 @@ def rewrite(prompt: Prompt, template: str, **values: str) -> Prompt:
     """The prompt with the text of its last user turn (or the whole text prompt) put through a template.
 
     Raises:
-        `UserError`: If a conversation has no user turn.
+        `UserError`: If a conversation has no user turn, or one that is not plain text.
     """
     if isinstance(prompt, str):
         return fill(template, prompt=prompt, **values)
     last = max((i for i, turn in enumerate(prompt) if turn["role"] == "user"), default=None)
     if last is None:
         raise UserError("A prompt has no user turn to put the teacher's context into; give each conversation one.")
+    if not isinstance(prompt[last]["content"], str):
+        raise UserError("A user turn's content is not plain text, and only text can be rewritten for the teacher.")
     turn = {**prompt[last], "content": fill(template, prompt=prompt[last]["content"], **values)}
     return [*prompt[:last], turn, *prompt[last + 1 :]]
 
@@ -99,3 +106,18 @@ def generation_header(tokenizer, chat_template: str | None, chat_template_kwargs
 
     bare, opened = render(False), render(True)
     return opened[len(bare) :] if opened[: len(bare)] == bare else []
+
+
+class StudentPrompt(Context):
+    """The student's own prompt, rendered again for a teacher with another template or other template arguments."""
+
+    placeholders = ()
+
+    def prompts(self, rollouts: Rollouts) -> list[Prompt | None]:
+        return list(rollouts.prompts)
+
+
+def teacher_reads(config) -> Context | None:
+    """The context of an external teacher: None where it reads the student's very token ids."""
+    same_text = config.teacher_chat_template_kwargs is None and not config.use_teacher_template
+    return None if same_text else StudentPrompt()

@@ -66,7 +66,10 @@ def generalized_jsd(student_logps_NV: Tensor, teacher_logps_NV: Tensor, beta: fl
         return forward_kl(student_logps_NV, teacher_logps_NV)
     if beta == 1.0:
         return reverse_kl(student_logps_NV, teacher_logps_NV)
-    mixture_logps_NV = torch.logaddexp(teacher_logps_NV + math.log(beta), student_logps_NV + math.log1p(-beta))
+    # A token that is impossible on both sides adds nothing; its logaddexp would have no gradient (inf - inf).
+    impossible = torch.isneginf(teacher_logps_NV) & torch.isneginf(student_logps_NV)
+    teacher, student = (side.masked_fill(impossible, 0.0) for side in (teacher_logps_NV, student_logps_NV))
+    mixture_logps_NV = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
     from_teacher = _weighted_log_ratio(teacher_logps_NV, teacher_logps_NV, mixture_logps_NV).sum(-1)
     from_student = _weighted_log_ratio(student_logps_NV, student_logps_NV, mixture_logps_NV).sum(-1)
     return beta * from_teacher + (1.0 - beta) * from_student
@@ -80,6 +83,61 @@ def sampled_reverse_kl(student_logps_N: Tensor, teacher_logps_N: Tensor) -> Tens
     tokens are dropped, as in G-OPD (https://huggingface.co/papers/2602.12125, eq. 5-6).
     """
     return (student_logps_N - teacher_logps_N).detach() * student_logps_N
+
+
+def k2(student_logps_N: Tensor, teacher_logps_N: Tensor) -> Tensor:
+    """(ln p - ln q)^2 / 2 on the sampled tokens, `[N]`: its gradient's expectation is that of the reverse KL."""
+    return (student_logps_N - teacher_logps_N).square() / 2.0
+
+
+def k3(student_logps_N: Tensor, teacher_logps_N: Tensor) -> Tensor:
+    """q/p - ln(q/p) - 1 on the sampled tokens, `[N]`: the value of KL(p || q), but the gradient of KL(q || p)."""
+    log_ratio = teacher_logps_N - student_logps_N
+    return log_ratio.exp() - log_ratio - 1.0
+
+
+def clipped_reverse_kl(student_logps_NV: Tensor, teacher_logps_NV: Tensor, advantage_clip: float) -> Tensor:
+    """Per-token reverse KL whose log-ratios ln q(v) - ln p(v), SDPO's advantages, are clipped to +-`advantage_clip`.
+
+    sum_v p(v) sg[-clip(ln q(v) - ln p(v))]: without a clip its gradient is that of the reverse KL. The form of the clip
+    at test time is our reading of SDPO (https://huggingface.co/papers/2601.20802, section 5), which gives only its size.
+    """
+    advantages = (teacher_logps_NV - student_logps_NV).detach().clamp(-advantage_clip, advantage_clip)
+    return -(student_logps_NV.exp() * advantages).sum(-1)
+
+
+def truncated_support(
+    student_logps_NV: Tensor, teacher_logps_NV: Tensor, k: int, owner: str, tail: bool
+) -> tuple[Tensor, Tensor]:
+    """Both distributions over the k likeliest tokens of one side, as log-probabilities of proper distributions.
+
+    With `tail` the rest of the vocabulary is one more category, which makes the divergence a lower bound of the full
+    one; without it both sides are renormalised on the k tokens, blind to the mass outside (objectives of SDPO and of
+    OPSD's early code).
+
+    Args:
+        student_logps_NV, teacher_logps_NV (`torch.Tensor`): Log-probabilities, `[N, V]`.
+        k (`int`): Number of tokens, at most V.
+        owner (`str`): Whose likeliest tokens: "student" or "teacher".
+        tail (`bool`): Whether the rest is a category of its own.
+
+    Returns:
+        `tuple`: Student and teacher, `[N, k + 1]` with the tail, else `[N, k]`.
+    """
+    owned = student_logps_NV if owner == "student" else teacher_logps_NV
+    support = owned.detach().topk(k, dim=-1).indices
+    sides = (side.gather(-1, support) for side in (student_logps_NV, teacher_logps_NV))
+    if tail:
+        student, teacher = (torch.cat([side, tail_logp(side)], -1) for side in sides)
+    else:
+        student, teacher = (side.log_softmax(-1) for side in sides)
+    return student, teacher
+
+
+def tail_logp(kept_logps_NK: Tensor) -> Tensor:
+    """ln(1 - sum of the kept probabilities), `[N, K]` -> `[N, 1]`; the sum is held below 1 by 1e-7."""
+    kept = torch.logsumexp(kept_logps_NK, -1, keepdim=True).clamp(max=-1e-7)
+    return torch.log(-torch.expm1(kept))
 
 
 def entropy(logps_NV: Tensor) -> Tensor:

@@ -10,6 +10,9 @@ from trl_opd.objectives.base import Objective
 from trl_opd.policy import PolicyGradient
 from trl_opd.tiled import Head, tiled_sum
 
+#: Bound on ln(p / p_old) before it is exponentiated, as in SDPO's released code: e^20 is far above any cap.
+LOG_RATIO_LIMIT = 20.0
+
 
 @dataclass
 class Tokens:
@@ -23,7 +26,8 @@ class Tokens:
         old_logps (`torch.Tensor`, *optional*): Log-probabilities at rollout time, `[N]`; None means the current ones.
         ref_logps (`torch.Tensor`, *optional*): Those of TRL's reference policy, `[N]`.
         scorer_logps (`list[torch.Tensor]`): Those of the scorers, `[N]` each.
-        scorer_hidden (`list[torch.Tensor]`): Hidden states of the scorers, `[N, H]` each; empty with `sampled`.
+        scorer_hidden (`list[torch.Tensor]`): Hidden states of the scorers, `[N, H]` each; empty where the
+            divergence needs the sampled tokens only.
     """
 
     ids: Tensor
@@ -62,15 +66,24 @@ def token_loss(
 
     def tile_loss(logps_nV: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logps = logps_nV.gather(-1, tokens.ids[rows, None]).squeeze(-1)
-        loss = -(tokens.ce[rows] * logps).sum()
+        importance = _importance(logps, rows, tokens, objective)
+        loss = -(tokens.ce[rows] * importance * logps).sum()
         facts = {"entropy": entropy(logps_nV.detach())}
         pg_loss, pg_facts = _policy_part(logps, rows, tokens, policy)
-        kl_loss, kl_facts = _divergence_part(logps_nV, logps, rows, tokens, objective, scorer_heads)
+        kl_loss, kl_facts = _divergence_part(logps_nV, logps, importance, rows, tokens, objective, scorer_heads)
         return loss + pg_loss + kl_loss, facts | pg_facts | kl_facts
 
-    # Tokens that need the scorers come first, so that no tile projects the scorers' hidden states for nothing.
+    # Tokens that need the scorers come first: they fill few tiles, and the scorers' heads are read for those alone.
     order = torch.argsort((tokens.kl == 0).int(), stable=True)
     return tiled_sum(hidden_NH, head, tile_loss, order)
+
+
+def _importance(logps: Tensor, rows: Tensor, tokens: Tokens, objective: Objective) -> Tensor:
+    """min(p / p_old, cap), detached: 1 where the rollout batch serves one update."""
+    if objective.importance_cap is None or tokens.old_logps is None:
+        return torch.ones_like(logps)
+    log_ratio = (logps.detach() - tokens.old_logps[rows]).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return log_ratio.exp().clamp(max=objective.importance_cap)
 
 
 def _policy_part(logps, rows, tokens: Tokens, policy: PolicyGradient | None):
@@ -87,15 +100,15 @@ def _policy_part(logps, rows, tokens: Tokens, policy: PolicyGradient | None):
     return loss, facts
 
 
-def _divergence_part(logps_nV, logps, rows, tokens: Tokens, objective: Objective, scorer_heads: list[Head]):
+def _divergence_part(logps_nV, logps, importance, rows, tokens: Tokens, objective: Objective, scorer_heads: list[Head]):
     if objective.divergence is None:
         return 0.0, {}
     live = (tokens.kl[rows] != 0).nonzero().squeeze(-1)
     live_rows = rows[live]
-    sampled_target = objective.target([scorer[live_rows] for scorer in tokens.scorer_logps])
-    if objective.divergence.estimator == "sampled":
-        value = objective.divergence.on_sampled(logps[live], sampled_target)
-        extra = {}
+    if objective.divergence.sampled:
+        target = objective.target([scorer[live_rows] for scorer in tokens.scorer_logps])
+        value = objective.divergence.on_sampled(logps[live], target)
+        extra = {"distill/log_ratio": logps[live].detach() - target}
     else:
         student, target = _same_vocabulary(
             logps_nV[live],
@@ -107,8 +120,9 @@ def _divergence_part(logps_nV, logps, rows, tokens: Tokens, objective: Objective
         )
         value = objective.divergence.over_vocabulary(student, target)
         extra = {"distill/divergence": value.detach()} | objective.divergence.facts(student, target)
-    loss = (tokens.kl[live_rows] * value).sum()
-    extra["distill/log_ratio"] = logps[live].detach() - sampled_target
+    loss = (tokens.kl[live_rows] * importance[live] * value).sum()
+    if objective.importance_cap is not None:
+        extra["distill/importance_capped"] = (importance[live] >= objective.importance_cap).float()
     return loss, {name: torch.zeros_like(logps).index_put((live,), fact) for name, fact in extra.items()}
 
 

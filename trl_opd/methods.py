@@ -19,6 +19,10 @@ METHODS = {
     "grpo": Method("GRPOTrainer", "GRPOConfig", "rewards alone: the baseline, equal to TRL's GRPOTrainer"),
     "opd": Method("OPDTrainer", "OPDConfig", "an external teacher scores the student's rollouts"),
     "opsd": Method("OPSDTrainer", "OPSDConfig", "the model itself, having read the reference solution, is the teacher"),
+    "sdpo": Method("SDPOTrainer", "SDPOConfig", "the model itself, having read a successful sibling or feedback"),
+    "srpo": Method("SRPOTrainer", "SRPOConfig", "wrong rollouts as in SDPO, the others as in GRPO"),
+    "exopd": Method("ExOPDTrainer", "ExOPDConfig", "beyond an external teacher, away from a reference"),
+    "scope": Method("SCOPETrainer", "SCOPEConfig", "likelihood on right rollouts, an external teacher on wrong ones"),
 }
 
 

@@ -4,6 +4,7 @@ Shape legend, used throughout: B rows of this process, G rollouts of one prompt,
 positions, N compact tokens (unmasked positions only), V vocabulary, H hidden size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,10 +42,15 @@ class Rollouts:
             lists unless the objective asks for groups.
         position (`list[int]`): Index of the row within its group.
         feedback (`list[str | None]`): What the reward functions reported through `log_extra("feedback", ...)`.
+        feedback_reported (`bool`): Whether one of them reports feedback at all.
         mask (`torch.Tensor`): 1 on model-generated completion tokens, `[B, T]`.
         advantages (`torch.Tensor`): Group-relative advantages, `[B]`.
         logps (`torch.Tensor`, *optional*): The student's log-probabilities of its tokens at rollout time, `[B, T]`;
             only where the objective asks for them.
+        gather (`Callable`): Rows of all processes from those of this one, `[B, ...]` -> `[processes x B, ...]`; to be
+            called on every process or on none.
+        first (`int`): Index of this process's first row among the gathered.
+        group_size (`int`): G.
     """
 
     examples: list[dict[str, Any]]
@@ -53,9 +59,13 @@ class Rollouts:
     siblings: list[list[Sibling]]
     position: list[int]
     feedback: list[str | None]
+    feedback_reported: bool
     mask: Tensor
     advantages: Tensor
     logps: Tensor | None = None
+    gather: Callable[[Tensor], Tensor] = lambda rows: rows
+    first: int = 0
+    group_size: int = 1
 
     def __len__(self) -> int:
         return len(self.examples)

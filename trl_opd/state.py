@@ -8,6 +8,9 @@ from trl_opd.errors import UserError
 
 STATE_FILE = "trl_opd_state.json"
 
+#: The averaged weights of the scorer of an index.
+TEACHER_FILE = "trl_opd_teacher_{}.safetensors"
+
 
 @dataclass
 class PipelineState:
@@ -25,26 +28,19 @@ class PipelineState:
     teacher_tokens: int = 0
     seconds: float = 0.0
 
-    def save(self, output_dir: str, step: int) -> None:
-        """Writes the state into the checkpoint of a step, at once or not at all."""
-        folder = Path(output_dir) / f"checkpoint-{step}"
+    def save(self, folder: Path) -> None:
+        """Writes the state into a checkpoint, at once or not at all."""
         partial = folder / f"{STATE_FILE}.partial"
         partial.write_text(json.dumps(asdict(self), indent=1))
         partial.replace(folder / STATE_FILE)
 
     @classmethod
-    def load(cls, output_dir: str, checkpoint: str | bool, method: str) -> "PipelineState":
-        """Reads the state of a checkpoint, or of the newest one in `output_dir` if `checkpoint` is True.
+    def load(cls, folder: Path, method: str) -> "PipelineState":
+        """Reads the state of a checkpoint.
 
         Raises:
-            `UserError`: If there is no complete checkpoint, or if it belongs to another method.
+            `UserError`: If it belongs to another method.
         """
-        folder = newest_checkpoint(output_dir) if checkpoint is True else Path(checkpoint)
-        if folder is None or not (folder / STATE_FILE).exists():
-            raise UserError(
-                f"{folder or output_dir} holds no complete checkpoint of trl_opd to resume from; name another one, or "
-                "start without resume_from_checkpoint."
-            )
         state = cls(**json.loads((folder / STATE_FILE).read_text()))
         if state.method != method:
             raise UserError(
@@ -52,6 +48,21 @@ class PipelineState:
                 "output_dir, or pass the checkpoint as the model to start a new run from its weights."
             )
         return state
+
+
+def resumable(output_dir: str, checkpoint: str | bool) -> Path:
+    """The checkpoint to resume from: the named one, or the newest in `output_dir` if `checkpoint` is True.
+
+    Raises:
+        `UserError`: If it is not there or was cut short.
+    """
+    folder = newest_checkpoint(output_dir) if checkpoint is True else Path(checkpoint)
+    if folder is None or not (folder / STATE_FILE).exists():
+        raise UserError(
+            f"{folder or output_dir} holds no complete checkpoint of trl_opd to resume from; name another one, or "
+            "start without resume_from_checkpoint."
+        )
+    return folder
 
 
 def newest_checkpoint(output_dir: str | Path) -> Path | None:

@@ -15,6 +15,9 @@ from trl_opd.compat import is_peft_model
 from trl_opd.errors import UserError
 from trl_opd.tiled import Head
 
+#: Key beside the averaged weights in a checkpoint: the optimizer step of the last update.
+UPDATED_AT = "updated_at"
+
 
 class Scorer:
     """A causal language model that scores under no-grad, in evaluation mode.
@@ -39,6 +42,28 @@ class Scorer:
         """Longest input in tokens, where the model states one."""
         return getattr(causal_lm(self.model).config.get_text_config(), "max_position_embeddings", None)
 
+    @property
+    def hidden_size(self) -> int:
+        return self.head.weight.shape[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.weight.dtype
+
+    def assign(self, rows: list[int], examples: list[dict]) -> list[tuple["Scorer", list[int]]]:
+        """Who reads which rows."""
+        return [(self, rows)]
+
+    def update(self, step: int) -> None:
+        """Called once per rollout batch with the number of optimizer steps taken; most scorers stay as they are."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold; empty where the scorer can be made again."""
+        return {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Takes up what `state` gave."""
+
     @torch.no_grad()
     def read(self, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
         """Hidden states that predict the last `completion_length` tokens, `[B, T, H]`."""
@@ -46,9 +71,113 @@ class Scorer:
             return completion_hidden(causal_lm(self.model), input_ids, attention_mask, completion_length)
 
     def to(self, device: torch.device) -> "Scorer":
+        """Moves a model of its own; the student's is where it is."""
         if self.weights is nullcontext:
             self.model.to(device)
         return self
+
+
+class MovingAverage(Scorer):
+    """The student with exponentially averaged weights, theta' <- (1 - rate) theta' + rate theta, kept in float32.
+
+    It starts from the student's own weights, is updated once per rollout batch if the student has moved since, and is
+    swapped into the student while it scores, so no second model is held. With LoRA what is averaged are the weights
+    themselves (B A of each layer, not A and B apart), and the average starts from the student's own adapter.
+    """
+
+    def __init__(self, student: nn.Module, temperature: float, rate: float):
+        super().__init__(student, temperature, weights=self._averaged)
+        self.rate = rate
+        self.updated_at = 0
+        self.average = self._current()
+
+    def _current(self) -> dict[str, Tensor]:
+        """The student's trainable weights of this moment, or its adapters' products, in float32."""
+        if not is_peft_model(self.model):
+            return {name: p.detach().float().clone() for name, p in self.model.named_parameters() if p.requires_grad}
+        return {name: layer.get_delta_weight(layer.active_adapters[0]).detach().float().clone()
+                for name, layer in _lora_layers(self.model)}  # fmt: skip
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        if not is_peft_model(self.model):
+            with swapped_in(self.model, self.average):
+                yield
+            return
+        merged = {
+            f"{name}.base_layer.weight": layer.base_layer.weight.detach().float() + self.average[name]
+            for name, layer in _lora_layers(self.model)
+        }
+        with self.model.disable_adapter(), swapped_in(self.model, merged):
+            yield
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        if step == self.updated_at:
+            return
+        self.updated_at = step
+        for name, value in self._current().items():
+            self.average[name].lerp_(value.to(self.average[name].device), self.rate)
+
+    def state(self) -> dict[str, Tensor]:
+        return {**self.average, UPDATED_AT: torch.tensor(self.updated_at)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self.updated_at = int(state.pop(UPDATED_AT))
+        self.average = {name: value.to(self.average[name].device) for name, value in state.items()}
+
+    def to(self, device: torch.device) -> "MovingAverage":
+        self.average = {name: value.to(device) for name, value in self.average.items()}
+        return self
+
+
+class ByDomain:
+    """Several teachers, chosen for each row by a column of the dataset; they score the sampled tokens only.
+
+    Args:
+        teachers (`dict[str, Scorer]`): Domain -> teacher.
+        column (`str`): The dataset column that names the domain.
+    """
+
+    def __init__(self, teachers: dict[str, Scorer], column: str):
+        self.teachers = teachers
+        self.column = column
+
+    @property
+    def max_length(self) -> int | None:
+        lengths = [teacher.max_length for teacher in self.teachers.values() if teacher.max_length is not None]
+        return min(lengths, default=None)
+
+    def assign(self, rows: list[int], examples: list[dict]) -> list[tuple[Scorer, list[int]]]:
+        """Who reads which rows."""
+        domains = {row: examples[row][self.column] for row in rows}
+        return [(teacher, [row for row in rows if domains[row] == domain]) for domain, teacher in self.teachers.items()]
+
+    def update(self, step: int) -> None:
+        """Nothing: external teachers stay as they are."""
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def to(self, device: torch.device) -> "ByDomain":
+        for teacher in self.teachers.values():
+            teacher.to(device)
+        return self
+
+
+def self_teachers(student: nn.Module, temperature: float, weights: str, rate: float | None) -> list[Scorer]:
+    """The scorers of a self teacher: one, or start and live student for a trust region."""
+    if weights == "ema":
+        return [MovingAverage(student, temperature, rate)]
+    live = Scorer(student, temperature)
+    if weights == "live":
+        return [live]
+    start = frozen_self(student, temperature)
+    return [start, live] if weights == "trust-region" else [start]
+
+
+def _lora_layers(student: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, module) for name, module in student.named_modules() if hasattr(module, "get_delta_weight")]
 
 
 def frozen_self(student: nn.Module, temperature: float) -> Scorer:

@@ -8,10 +8,12 @@ products a step, masked positions never projected, one code path for every objec
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+
+from trl_opd.divergences import entropy
 
 #: Rows of a tile: small enough that the tile of a 150k vocabulary stays in cache on a CPU (about 40 MB).
 ROWS_PER_TILE = 64
@@ -50,9 +52,15 @@ class Head:
             softcap=getattr(config, "final_logit_softcapping", None),
         )
 
+    def detached(self) -> "Head":
+        """The same head, cut off from the graph."""
+        bias = None if self.bias is None else self.bias.detach()
+        return replace(self, weight=self.weight.detach(), bias=bias)
+
     def project(self, hidden_NH: Tensor) -> Tensor:
-        """Raw logits in float32, `[N, V]`."""
-        return nn.functional.linear(hidden_NH.to(self.weight.dtype), self.weight, self.bias).float()
+        """Raw logits, in float32 at least, `[N, V]`."""
+        raw = nn.functional.linear(hidden_NH.to(self.weight.dtype), self.weight, self.bias)
+        return raw if raw.dtype == torch.float64 else raw.float()
 
     def logps(self, raw_NV: Tensor) -> Tensor:
         """Log-probabilities from raw logits, `[N, V]`."""
@@ -91,6 +99,8 @@ def tiled_sum(
     """
     order = torch.arange(len(hidden_NH), device=hidden_NH.device) if order is None else order
     facts: dict[str, Tensor] = {}
+    if not torch.is_grad_enabled():  # a custom function does not see the grad mode: evaluation would pay the backward
+        hidden_NH, head = hidden_NH.detach(), head.detached()
     loss = _TiledSum.apply(hidden_NH, head.weight, head.bias, head, tile_loss, order, facts)
     return loss, facts
 
@@ -101,9 +111,10 @@ class _TiledSum(torch.autograd.Function):
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         wants_any = wants_hidden or wants_weight or wants_bias
         grad_hidden = torch.zeros_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
-        total = torch.zeros((), device=hidden.device)
+        precise = torch.promote_types(weight.dtype, torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=precise) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=precise) if wants_bias else None
+        total = torch.zeros((), device=hidden.device, dtype=precise)
         for rows in order.split(ROWS_PER_TILE):
             tile = hidden[rows]
             raw = head.project(tile).detach().requires_grad_(wants_any)
@@ -112,15 +123,15 @@ class _TiledSum(torch.autograd.Function):
             total += loss.detach()
             for name, values in tile_facts.items():
                 if name not in facts:
-                    facts[name] = torch.zeros(len(hidden), device=hidden.device)
-                facts[name][rows] = values.detach().float()
+                    facts[name] = torch.zeros(len(hidden), device=hidden.device, dtype=precise)
+                facts[name][rows] = values.detach().to(precise)
             if wants_any:
                 (grad_raw,) = torch.autograd.grad(loss, raw)
                 low = grad_raw.to(weight.dtype)
                 if wants_hidden:
                     grad_hidden[rows] = (low @ weight).to(hidden.dtype)
                 if wants_weight:
-                    grad_weight += (low.T @ tile.to(weight.dtype)).float()
+                    grad_weight += low.T @ tile.to(weight.dtype)
                 if wants_bias:
                     grad_bias += grad_raw.sum(0)
         ctx.grads = (
@@ -139,10 +150,11 @@ class _TiledSum(torch.autograd.Function):
 @torch.no_grad()
 def sampled_logps_and_entropy(hidden_NH: Tensor, head: Head, token_ids_N: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of each sampled token and the entropy of its distribution, `[N]` each, without gradient."""
-    logps = torch.zeros(len(hidden_NH), device=hidden_NH.device)
+    precise = torch.promote_types(head.weight.dtype, torch.float32)
+    logps = torch.zeros(len(hidden_NH), device=hidden_NH.device, dtype=precise)
     entropies = torch.zeros_like(logps)
     for rows in torch.arange(len(hidden_NH), device=hidden_NH.device).split(ROWS_PER_TILE):
         tile = head.logps(head.project(hidden_NH[rows]))
         logps[rows] = tile.gather(-1, token_ids_N[rows, None]).squeeze(-1)
-        entropies[rows] = -(tile.exp() * tile).sum(-1)
+        entropies[rows] = entropy(tile)
     return logps, entropies

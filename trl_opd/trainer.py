@@ -8,26 +8,39 @@ one student forward per micro-batch. It never asks which objective is running.
 
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoTokenizer
 from trl import GRPOTrainer as _GRPOTrainer
 from trl.trainer.utils import create_model_from_path
 
 from trl_opd import checks
 from trl_opd.aggregation import Window, count, token_weights
-from trl_opd.compat import is_peft_model, pad, redirect_forward, tokenize_prompts
+from trl_opd.compat import is_peft_model, redirect_forward, tokenize_prompts
 from trl_opd.contexts import generation_header
 from trl_opd.errors import UserError
 from trl_opd.loss import Tokens, token_loss
 from trl_opd.objectives import OBJECTIVES
 from trl_opd.policy import PolicyGradient
 from trl_opd.rollouts import Rollouts, Scores, Sibling, Signals
-from trl_opd.state import PipelineState
-from trl_opd.teachers import Scorer, causal_lm, check_same_vocabulary, completion_hidden, external, frozen_self
-from trl_opd.tiled import Head, sampled_logps_and_entropy
+from trl_opd.scoring import Reading, score
+from trl_opd.state import TEACHER_FILE, PipelineState, resumable
+from trl_opd.teachers import (
+    ByDomain,
+    Scorer,
+    causal_lm,
+    check_same_vocabulary,
+    completion_hidden,
+    external,
+    frozen_self,
+    self_teachers,
+)
+from trl_opd.tiled import Head
 
 
 def no_reward(completions: list, **_: Any) -> list[float]:
@@ -45,6 +58,8 @@ class OnPolicyTrainer(_GRPOTrainer):
     Args:
         teacher_model (`str` or `PreTrainedModel`, *optional*):
             The external teacher, for methods that have one.
+        reference_model (`str` or `PreTrainedModel`, *optional*):
+            The reference that extrapolation starts from; the student's start if there is none.
 
     Raises:
         `UserError`: Before a model is loaded, for a setting or a dataset that cannot work.
@@ -62,6 +77,7 @@ class OnPolicyTrainer(_GRPOTrainer):
         processing_class=None,
         *,
         teacher_model=None,
+        reference_model=None,
         **kwargs,
     ):
         if args is None:
@@ -70,7 +86,9 @@ class OnPolicyTrainer(_GRPOTrainer):
         checks.check_config(args, self.objective)
         checks.check_data(train_dataset, self.objective)
         checks.check_rewards(reward_funcs, self.objective)
-        checks.check_teacher(teacher_model, args, self.objective)
+        checks.check_teacher(teacher_model, reference_model, args, self.objective)
+        checks.check_domains(train_dataset, args)
+        checks.check_vocabularies(model, processing_class, teacher_model, args)
         self.has_rewards = bool(reward_funcs)
         super().__init__(
             model,
@@ -84,7 +102,8 @@ class OnPolicyTrainer(_GRPOTrainer):
         self._check_model()
         self.policy = PolicyGradient.of(args) if self.objective.uses_policy_gradient else None
         self.aggregation = checks.resolve_aggregation(args)
-        self.scorers = self._make_scorers(teacher_model)
+        self._teacher_template = self.chat_template
+        self.scorers = self._make_scorers(teacher_model, reference_model)
         self.pipeline_state = PipelineState(method=self.method)
         self._scored: dict[str, Any] = {}
 
@@ -105,25 +124,35 @@ class OnPolicyTrainer(_GRPOTrainer):
                 f"{self.objective.name} rewrites the teacher's prompt and does not support tools or environments."
             )
 
-    def _make_scorers(self, teacher_model: Any) -> list[Scorer]:
+    def _make_scorers(self, teacher_model: Any, reference_model: Any) -> list[Scorer | ByDomain]:
         if self.objective.teacher == "none":
             return []
         if self.objective.teacher == "self":
-            scorer = frozen_self(self.model, self.temperature)
+            weights, rate = self.args.teacher_weights, self.args.teacher_update_rate
+            scorers = self_teachers(self.model, self.temperature, weights, rate)
         else:
-            scorer = external(self._load_teacher(teacher_model), self.temperature)
-        return [scorer.to(self.accelerator.device)]
+            scorers = [self._external_teacher(teacher_model)]
+        if self.objective.uses_reference:
+            named = self.args.reference_model_name_or_path if reference_model is None else reference_model
+            scorers.append(frozen_self(self.model, self.temperature) if named is None else self._external(named))
+        return [scorer.to(self.accelerator.device) for scorer in scorers]
 
-    def _load_teacher(self, teacher_model: Any) -> nn.Module:
-        named = self.args.teacher_model_name_or_path if teacher_model is None else teacher_model
-        if isinstance(named, str):
-            from transformers import AutoTokenizer
+    def _external_teacher(self, teacher_model: Any) -> Scorer | ByDomain:
+        several = getattr(self.args, "teacher_models", None)
+        if several:
+            return ByDomain({domain: self._external(name) for domain, name in several.items()}, self.args.domain_column)
+        return self._external(self.args.teacher_model_name_or_path if teacher_model is None else teacher_model)
 
-            check_same_vocabulary(self._tokenizer, AutoTokenizer.from_pretrained(named), named)
+    def _external(self, model: Any) -> Scorer:
+        if isinstance(model, str):
+            tokenizer = AutoTokenizer.from_pretrained(model)
+            check_same_vocabulary(self._tokenizer, tokenizer, model)
+            if self.args.use_teacher_template:
+                self._teacher_template = tokenizer.chat_template
             settings = self.args.teacher_model_init_kwargs or self.args.model_init_kwargs or {}
             # As for the student's reference in TRL: the distributed launcher places the model, not a device map.
-            return create_model_from_path(named, **{"dtype": self.model.dtype, **settings, "device_map": None})
-        return named
+            model = create_model_from_path(model, **{"dtype": self.model.dtype, **settings, "device_map": None})
+        return external(model, self.temperature)
 
     # Rollout batches: contexts, routing, scoring
 
@@ -140,6 +169,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             "texts": [_text(completion) for completion in completions],
             "ids": completion_ids_list,
             "rewards": rewards.tolist(),
+            "feedback_reported": "feedback" in self._pending_extra_logs,
             "feedback": list(self._pending_extra_logs.get("feedback", [None] * len(prompts))),
         }
         return gathered
@@ -150,10 +180,15 @@ class OnPolicyTrainer(_GRPOTrainer):
         if not self.has_rewards:
             self._drop_reward_metrics(mode)
         rollouts = self._rollouts(batch, mode)
+        if mode == "train":
+            for scorer in self.scorers:
+                scorer.update(self.state.global_step)
         teacher_ids = self._teacher_prompts(batch, rollouts, mode)
         has_context = torch.tensor([ids is not None for ids in teacher_ids], device=rollouts.mask.device)
         signals = self.objective.route(rollouts, has_context)
-        scores = self._score(batch, teacher_ids, signals)
+        scores = self._score(batch, rollouts, teacher_ids, signals)
+        if self.objective.needs_student_logps:
+            rollouts.logps = self._student_logps(batch, rollouts, signals)
         signals = self.objective.weigh(rollouts, signals, scores)
         batch.update(_signal_tensors(signals, scores, rollouts.mask))
         self._count_cost(rollouts, scores, mode)
@@ -182,8 +217,12 @@ class OnPolicyTrainer(_GRPOTrainer):
             siblings=[everyone[start : start + group_size] for start in groups],
             position=[(first + row) % group_size for row in range(len(own))],
             feedback=scored["feedback"],
+            feedback_reported=scored["feedback_reported"],
             mask=_loss_mask(batch),
             advantages=batch["advantages"],
+            gather=self.accelerator.gather,
+            first=first,
+            group_size=group_size,
         )
 
     def _teacher_prompts(self, batch: dict[str, Tensor], rollouts: Rollouts, mode: str) -> list[list[int] | None]:
@@ -191,27 +230,42 @@ class OnPolicyTrainer(_GRPOTrainer):
         if not self.scorers:
             return [None] * len(rollouts)
         if self.objective.context is None:
-            return [
-                ids[mask.bool()].tolist() for ids, mask in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
-            ]
-        prompts = self.objective.context.prompts(rollouts)
-        rendered = self._render_for_teacher(prompts)
-        limit = self._teacher_limit()
-        lengths = batch["completion_mask"].sum(-1).tolist()
-        fits = [ids is not None and len(ids) + n <= limit for ids, n in zip(rendered, lengths, strict=True)]
-        dropped = sum(ids is not None and not fit for ids, fit in zip(rendered, fits, strict=True))
-        self._log_shares(
-            mode,
-            {
-                "context/dropped_fraction": (dropped, len(rendered)),
-                "context/active_fraction": (sum(fits), len(rendered)),
-                "context/mean_length": (
-                    sum(len(ids) for ids in rendered if ids),
-                    sum(ids is not None for ids in rendered),
-                ),
-            },
-        )
+            return _prompt_ids(batch)
+        context, limit = self.objective.context, self._teacher_limit()
+        room = [limit - n for n in batch["completion_mask"].sum(-1).tolist()]
+        rendered = self._render_for_teacher(context.prompts(rollouts))
+        shortened = 0
+        for row, ids in enumerate(rendered):
+            if ids is not None and len(ids) > room[row]:
+                rendered[row] = self._shortened(rollouts, row, len(ids) - room[row], room[row]) or ids
+                shortened += len(rendered[row]) <= room[row]
+        fits = [ids is not None and len(ids) <= space for ids, space in zip(rendered, room, strict=True)]
+        present = [ids for ids in rendered if ids is not None]
+        shares = {
+            "context/dropped_fraction": (len(present) - sum(fits), len(rendered)),
+            "context/shortened_fraction": (shortened, len(rendered)),
+            "context/active_fraction": (sum(fits), len(rendered)),
+            "context/mean_length": (sum(map(len, present)), len(present)),
+        }
+        self._log_shares(mode, shares)
         return [ids if fit else None for ids, fit in zip(rendered, fits, strict=True)]
+
+    def _shortened(self, rollouts: Rollouts, row: int, excess: int, room: float) -> list[int] | None:
+        """The row's teacher prompt with its demonstration cut to fit; None where there is none that fits."""
+
+        def cut(text: str) -> str:
+            return self._tokenizer.decode(self._tokenizer(text, add_special_tokens=False)["input_ids"][:-excess])
+
+        # Re-encoding a cut text may take a token more than was kept: one more round then makes it fit.
+        for _ in range(3):
+            prompt = self.objective.context.shortened(rollouts, row, cut)
+            if prompt is None:
+                return None
+            (ids,) = self._render_for_teacher([prompt])
+            if len(ids) <= room:
+                return ids
+            excess += len(ids) - int(room)
+        return None
 
     def _render_for_teacher(self, prompts: list) -> list[list[int] | None]:
         kwargs = self.args.teacher_chat_template_kwargs
@@ -220,10 +274,11 @@ class OnPolicyTrainer(_GRPOTrainer):
         rendered: list[list[int] | None] = [None] * len(prompts)
         if not present:
             return rendered
-        for row, ids in zip(present, tokenize_prompts(self, [prompts[row] for row in present], kwargs), strict=True):
+        chosen = [prompts[row] for row in present]
+        for row, ids in zip(present, tokenize_prompts(self, chosen, self._teacher_template, kwargs), strict=True):
             rendered[row] = ids
         if not isinstance(prompts[present[0]], str):
-            header = generation_header(self._tokenizer, self.chat_template, kwargs)
+            header = generation_header(self._tokenizer, self._teacher_template, kwargs)
             for row in present:
                 if header and rendered[row][-len(header) :] != header:
                     raise UserError(
@@ -236,54 +291,32 @@ class OnPolicyTrainer(_GRPOTrainer):
         limits = [self.args.max_teacher_length, *(scorer.max_length for scorer in self.scorers)]
         return min((limit for limit in limits if limit is not None), default=float("inf"))
 
-    @torch.no_grad()
-    def _score(self, batch: dict[str, Tensor], teacher_ids: list[list[int] | None], signals: Signals) -> Scores:
-        """Lets every scorer read the rows that carry divergence weight, and no others."""
-        scores = Scores()
-        if not self.scorers:
-            return scores
-        mask = _loss_mask(batch)
-        rows = (signals.scored_rows() & (mask.sum(-1) > 0)).nonzero().squeeze(-1).tolist()
-        # Rows of like length share a forward, so that little of it is padding.
-        rows.sort(key=lambda row: len(teacher_ids[row]))
-        size = self.args.per_device_train_batch_size
-        for scorer in self.scorers:
-            logps = torch.zeros_like(mask, dtype=torch.float32)
-            hidden = entropy = None
-            for chunk in (rows[start : start + size] for start in range(0, len(rows), size)):
-                read, chunk_logps, chunk_entropy = self._read(scorer, batch, [teacher_ids[row] for row in chunk], chunk)
-                if hidden is None:
-                    hidden = read.new_zeros(*mask.shape, read.shape[-1])
-                    entropy = torch.zeros_like(logps)
-                width = read.shape[1]
-                hidden[chunk, :width], logps[chunk, :width], entropy[chunk, :width] = read, chunk_logps, chunk_entropy
-            if hidden is None:
-                hidden = torch.zeros(*mask.shape, scorer.head.weight.shape[-1], device=mask.device)
-                entropy = torch.zeros_like(logps)
-            scores.logps.append(logps)
-            scores.entropy = entropy if scores.entropy is None else scores.entropy
-            if self.objective.divergence.estimator == "full":
-                scores.hidden.append(hidden)
-        lengths = batch["completion_mask"].sum(-1).tolist()
-        scores.tokens = len(self.scorers) * sum(len(teacher_ids[row]) + lengths[row] for row in rows)
-        return scores
+    def _reading(self, batch: dict[str, Tensor], rollouts: Rollouts, prompts: list, chosen: Tensor) -> Reading:
+        rows = (chosen & (batch["completion_mask"].sum(-1) > 0)).nonzero().squeeze(-1).tolist()
+        return Reading(
+            completion_ids=batch["completion_ids"],
+            completion_mask=batch["completion_mask"],
+            prompts=prompts,
+            rows=rows,
+            examples=rollouts.examples,
+            pad_token_id=self._tokenizer.pad_token_id,
+            batch_size=self.args.per_device_train_batch_size,
+            autocast=self.accelerator.autocast,
+        )
 
-    def _read(self, scorer: Scorer, batch, prompts: list[list[int]], rows: list[int]):
-        """Hidden states, sampled log-probabilities and entropies of some rows' completions, `[b, t, ...]`."""
-        device = batch["completion_ids"].device
-        width = int(batch["completion_mask"][rows].sum(-1).max())
-        completion = batch["completion_ids"][rows, :width]
-        completion_mask = batch["completion_mask"][rows, :width]
-        prompt = pad([torch.tensor(ids) for ids in prompts], self._tokenizer.pad_token_id, "left").to(device)
-        prompt_mask = pad([torch.ones(len(ids), dtype=torch.long) for ids in prompts], 0, "left").to(device)
-        with self.accelerator.autocast():
-            hidden = scorer.read(
-                torch.cat([prompt, completion], 1), torch.cat([prompt_mask, completion_mask], 1), width
-            )
-            live = completion_mask.bool()
-            logps, entropy = (torch.zeros(live.shape, device=device) for _ in range(2))
-            logps[live], entropy[live] = sampled_logps_and_entropy(hidden[live], scorer.head, completion[live])
-        return hidden, logps, entropy
+    def _score(self, batch: dict[str, Tensor], rollouts: Rollouts, teacher_ids: list, signals: Signals) -> Scores:
+        """Lets every scorer read the rows that carry divergence weight, and no others."""
+        if not self.scorers:
+            return Scores()
+        reading = self._reading(batch, rollouts, teacher_ids, signals.scored_rows())
+        return score(self.scorers, reading, keep_hidden=not self.objective.divergence.sampled)
+
+    def _student_logps(self, batch: dict[str, Tensor], rollouts: Rollouts, signals: Signals) -> Tensor:
+        """The student's log-probabilities of the rows that feed the likelihood, at rollout time, `[B, T]`."""
+        if "old_per_token_logps" in batch:
+            return batch["old_per_token_logps"]
+        reading = self._reading(batch, rollouts, _prompt_ids(batch), signals.ce != 0)
+        return score([Scorer(self.model, self.temperature)], reading, keep_hidden=False).logps[0]
 
     def _count_cost(self, rollouts: Rollouts, scores: Scores, mode: str) -> None:
         if mode != "train":
@@ -340,7 +373,7 @@ class OnPolicyTrainer(_GRPOTrainer):
                 tokens,
                 self.objective,
                 self.policy,
-                [scorer.head for scorer in self.scorers],
+                [] if self._sampled_only else [scorer.head for scorer in self.scorers],
             )
         return loss, facts, _fact_counts(facts, tokens)
 
@@ -351,6 +384,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             micro_batches=self.args.gradient_accumulation_steps if self.model.training else 1,
             processes=self.accelerator.num_processes,
             max_completion_length=self.max_completion_length,
+            group_size=self.num_generations if self.model.training else self.num_generations_eval,
         )
 
     # Metrics: every reduction runs on every process, whatever its rows are
@@ -369,6 +403,10 @@ class OnPolicyTrainer(_GRPOTrainer):
         for name, (part, whole) in zip(shares, totals, strict=True):
             self._metrics[mode][name].append(part / whole if whole else float("nan"))
 
+    @property
+    def _sampled_only(self) -> bool:
+        return self.objective.divergence is None or self.objective.divergence.sampled
+
     # Checkpoints
 
     def _save_checkpoint(self, model, trial):
@@ -376,11 +414,19 @@ class OnPolicyTrainer(_GRPOTrainer):
         # Written last: a checkpoint without it was cut short and is not resumed from.
         if self.args.should_save:
             self.pipeline_state.seconds = self.spent()["seconds"]
-            self.pipeline_state.save(self._get_output_dir(trial=trial), self.state.global_step)
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            for index, scorer in enumerate(self.scorers):
+                if state := scorer.state():
+                    save_file(state, folder / TEACHER_FILE.format(index))
+            self.pipeline_state.save(folder)
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         if resume_from_checkpoint:
-            self.pipeline_state = PipelineState.load(self.args.output_dir, resume_from_checkpoint, self.method)
+            folder = resumable(self.args.output_dir, resume_from_checkpoint)
+            self.pipeline_state = PipelineState.load(folder, self.method)
+            for index, scorer in enumerate(self.scorers):
+                if scorer.state():
+                    scorer.load(load_file(folder / TEACHER_FILE.format(index)))
         self._started, self._seconds_before = time.monotonic(), self.pipeline_state.seconds
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -391,6 +437,12 @@ class OnPolicyTrainer(_GRPOTrainer):
             "generated_tokens": self.pipeline_state.generated_tokens,
             "teacher_tokens": self.pipeline_state.teacher_tokens,
         }
+
+
+def _prompt_ids(batch: dict[str, Tensor]) -> list[list[int]]:
+    """The student's prompts without their padding."""
+    pairs = zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
+    return [ids[mask.bool()].tolist() for ids, mask in pairs]
 
 
 def _text(completion: list[dict[str, Any]] | str) -> str:
@@ -485,3 +537,27 @@ class OPSDTrainer(OnPolicyTrainer):
     """On-policy self-distillation from reference solutions; see [`OPSDConfig`]."""
 
     method = "opsd"
+
+
+class SDPOTrainer(OnPolicyTrainer):
+    """Self-distillation from successful siblings and feedback; see [`SDPOConfig`]."""
+
+    method = "sdpo"
+
+
+class SRPOTrainer(OnPolicyTrainer):
+    """Wrong rollouts are distilled, the others feed GRPO; see [`SRPOConfig`]."""
+
+    method = "srpo"
+
+
+class ExOPDTrainer(OnPolicyTrainer):
+    """On-policy distillation with reward extrapolation; see [`ExOPDConfig`]."""
+
+    method = "exopd"
+
+
+class SCOPETrainer(OnPolicyTrainer):
+    """Likelihood on right rollouts, an external teacher on wrong ones; see [`SCOPEConfig`]."""
+
+    method = "scope"

@@ -1,5 +1,6 @@
 """`trl-opd train METHOD --config recipe.yaml --key value ...`: TRL's parser and YAML habits for every method."""
 
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -122,44 +123,40 @@ def _one_sentence(error: Exception) -> str:
 
 
 def _train(name: str, data_args, config, model_args) -> int:
-    import trl_opd
-    from trl_opd.data import load_reward_functions, load_training_data
-    from trl_opd.run_log import RunFolder, RunRecorder, differences, peak_memory_bytes
-    from trl_opd.state import newest_checkpoint
+    from trl_opd.run_log import RunFolder, differences
 
     if not model_args.model_name_or_path:
         raise UserError("model_name_or_path is missing; set it to testbed/base, a folder, or a model on the hub.")
-    folder = RunFolder(Path(config.output_dir), name, differences(data_args, config, model_args))
-    if folder.finished:
-        print(f"{config.output_dir} is finished: {folder.record['steps']} steps, {folder.record['seconds']:.0f} s.")
-        return 0
-    dataset = load_training_data(data_args)
-    trainer_class = getattr(trl_opd, method(name).trainer)
-    try:
-        trainer = _make_trainer(
-            trainer_class, dataset, load_reward_functions(data_args.reward_funcs), config, model_args
-        )
-        checkpoint = config.resume_from_checkpoint or newest_checkpoint(config.output_dir)
-        resumed_step = int(str(checkpoint).rsplit("-", 1)[1]) if checkpoint else 0
-        if checkpoint:
-            print(f"resuming from {checkpoint}", flush=True)
-        folder.start(resumed_step)
-        trainer.add_callback(RunRecorder(folder, trainer))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        trainer.save_model(str(folder.path / "model"))
-    except BaseException as error:
-        last_line = (str(error).strip().splitlines() or [""])[-1]
-        folder.write(status="failed", error=f"{type(error).__name__}: {last_line}")
-        raise
-    if trainer.accelerator.is_main_process:
-        folder.write(
-            status="finished",
-            steps=trainer.state.global_step,
-            peak_memory_bytes=peak_memory_bytes(),
-            **trainer.spent(),
-        )
-        print(f"finished: model in {folder.path / 'model'}", flush=True)
+    with RunFolder(Path(config.output_dir), name, differences(data_args, config, model_args)) as folder:
+        if folder.finished:
+            print(f"{folder.path} is finished: {folder.record['steps']} steps, {folder.record['seconds']:.0f} s.")
+            return 0
+        try:
+            _run(name, folder, data_args, config, model_args)
+        except BaseException as error:
+            last_line = (str(error).strip().splitlines() or [""])[-1]
+            folder.write(status="failed", error=f"{type(error).__name__}: {last_line}")
+            raise
     return 0
+
+
+def _run(name: str, folder, data_args, config, model_args) -> None:
+    from trl_opd.data import load_reward_functions, load_training_data
+    from trl_opd.run_log import RunRecorder, peak_memory_bytes
+    from trl_opd.state import newest_checkpoint
+
+    dataset = load_training_data(data_args)
+    trainer = _make_trainer(name, dataset, load_reward_functions(data_args.reward_funcs), config, model_args)
+    checkpoint = config.resume_from_checkpoint or newest_checkpoint(config.output_dir)
+    if checkpoint:
+        trainer.accelerator.print(f"resuming from {checkpoint}", flush=True)
+    folder.start(resumed_step=int(str(checkpoint).rsplit("-", 1)[1]) if checkpoint else 0)
+    trainer.add_callback(RunRecorder(folder, trainer))
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model(str(folder.path / "model"))
+    steps = trainer.state.global_step
+    folder.write(status="finished", steps=steps, peak_memory_bytes=peak_memory_bytes(), **trainer.spent())
+    trainer.accelerator.print(f"finished: model in {folder.path / 'model'}", flush=True)
 
 
 def resolve_model(name: str) -> str:
@@ -179,9 +176,11 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def _make_trainer(trainer_class, dataset, reward_functions, config, model_args):
-    from transformers import PrinterCallback
+def _make_trainer(name: str, dataset, reward_functions, config, model_args):
+    import transformers
     from trl import get_peft_config, get_quantization_config
+
+    import trl_opd
 
     config.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -191,7 +190,9 @@ def _make_trainer(trainer_class, dataset, reward_functions, config, model_args):
     if getattr(config, "teacher_model_name_or_path", None):
         config.teacher_model_name_or_path = resolve_model(config.teacher_model_name_or_path)
     config.disable_tqdm = True
-    trainer = trainer_class(
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+    trainer = getattr(trl_opd, method(name).trainer)(
         model=resolve_model(model_args.model_name_or_path),
         reward_funcs=reward_functions,
         args=config,
@@ -199,5 +200,5 @@ def _make_trainer(trainer_class, dataset, reward_functions, config, model_args):
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(transformers.PrinterCallback)
     return trainer

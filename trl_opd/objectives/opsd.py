@@ -13,7 +13,8 @@ reduction is `aggregation: token-micro`; its first release used `divergence: jsd
 from torch import Tensor
 
 from trl_opd.contexts import ReferenceSolution
-from trl_opd.objectives.base import Divergence, Objective
+from trl_opd.objectives.base import Objective, trust_region_rate
+from trl_opd.objectives.divergence import Divergence
 from trl_opd.rollouts import Rollouts, Signals
 
 
@@ -23,6 +24,7 @@ class OPSD(Objective):
 
     def __init__(self, config):
         self.divergence = Divergence.of(config)
+        self.trust_region_rate = trust_region_rate(config)
         self.context = ReferenceSolution(column=config.solution_column, template=config.reference_template)
 
     def route(self, rollouts: Rollouts, has_context: Tensor) -> Signals:
