@@ -108,8 +108,8 @@ def _check_self_teacher(config: Any, objective: Objective) -> None:
             )
     elif rate != _default(config, "teacher_update_rate"):
         raise UserError(
-            f"teacher_update_rate={rate} would be ignored with teacher_weights: {config.teacher_weights}; remove it, or "
-            "set teacher_weights to ema or trust-region."
+            f"teacher_update_rate={rate} would be ignored with teacher_weights: {config.teacher_weights}; remove it, "
+            "or set teacher_weights to ema or trust-region."
         )
     if config.teacher_weights == "trust-region" and objective.divergence.sampled:
         raise UserError(
@@ -151,14 +151,15 @@ def check_data(dataset: Any, objective: Objective, which: str = "train_dataset")
         if column not in columns:
             remedy = "rename the column" if column == "prompt" else "add it, or name yours with solution_column"
             raise UserError(
-                f"{which} has no column {column!r}, which {objective.name} needs (it has: {', '.join(columns)}); {remedy}."
+                f"{which} has no column {column!r}, which {objective.name} needs (it has: {', '.join(columns)}); "
+                f"{remedy}."
             )
     for column in wanted[1:]:
         kind = getattr(dataset.features[column], "dtype", None)
         if kind not in ("string", "large_string"):
             raise UserError(
-                f"The column {column!r} of {which} holds {kind or 'structured'} values, and the teacher reads text; turn "
-                "it into strings."
+                f"The column {column!r} of {which} holds {kind or 'structured'} values, and the teacher reads text; "
+                "turn it into strings."
             )
 
 

@@ -178,7 +178,7 @@ def load_reward_functions(names: list[str] | None) -> list:
             functions.append(getattr(import_module(module), attribute))
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(
-                f"There is no reward function {name!r}{suggest(name, known)}; use {', '.join(known)}, or the dotted path "
-                "of a function."
+                f"There is no reward function {name!r}{suggest(name, known)}; use {', '.join(known)}, or the dotted "
+                "path of a function."
             ) from error
     return functions

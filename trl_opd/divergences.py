@@ -100,7 +100,7 @@ def clipped_reverse_kl(student_logps_NV: Tensor, teacher_logps_NV: Tensor, advan
     """Per-token reverse KL whose log-ratios ln q(v) - ln p(v), SDPO's advantages, are clipped to +-`advantage_clip`.
 
     sum_v p(v) sg[-clip(ln q(v) - ln p(v))]: without a clip its gradient is that of the reverse KL. The form of the clip
-    at test time is our reading of SDPO (https://huggingface.co/papers/2601.20802, section 5), which gives only its size.
+    at test time is our reading of SDPO (https://huggingface.co/papers/2601.20802, section 5), which gives its size.
     """
     advantages = (teacher_logps_NV - student_logps_NV).detach().clamp(-advantage_clip, advantage_clip)
     return -(student_logps_NV.exp() * advantages).sum(-1)

@@ -71,8 +71,8 @@ class Hindsight(Context):
     def prompts(self, rollouts: Rollouts) -> list[Prompt | None]:
         if self.use_feedback and not rollouts.feedback_reported:
             raise UserError(
-                'use_feedback is set, but no reward function reports feedback; call log_extra("feedback", [...]) in one, '
-                "with a text or None for each completion."
+                'use_feedback is set, but no reward function reports feedback; call log_extra("feedback", [...]) in '
+                "one, with a text or None for each completion."
             )
         return [self._prompt(rollouts, row) for row in range(len(rollouts))]
 

@@ -231,9 +231,7 @@ def _check(spec: BoardSpec) -> None:
     if spec.workers < 1:
         raise UserError(f"{where}: `workers` is {spec.workers}: with fewer than one nothing would ever run.")
     if spec.evaluation.n is not None and spec.evaluation.n < 1:
-        raise UserError(
-            f"{where}: evaluation `n` is {spec.evaluation.n}: sample at least one answer for each problem."
-        )
+        raise UserError(f"{where}: evaluation `n` is {spec.evaluation.n}: sample at least one answer for each problem.")
     if spec.evaluation.limit is not None and spec.evaluation.limit < 2:
         raise UserError(f"{where}: evaluation `limit` is {spec.evaluation.limit}: statistics need two.")
     if spec.baseline not in names:
