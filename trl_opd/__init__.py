@@ -13,6 +13,7 @@ _LAZY = {
     "SRPOConfig": "configs",
     "ExOPDConfig": "configs",
     "SCOPEConfig": "configs",
+    "MixConfig": "configs",
     "GRPOTrainer": "trainer",
     "OPDTrainer": "trainer",
     "OPSDTrainer": "trainer",
@@ -20,6 +21,7 @@ _LAZY = {
     "SRPOTrainer": "trainer",
     "ExOPDTrainer": "trainer",
     "SCOPETrainer": "trainer",
+    "MixTrainer": "trainer",
     "UserError": "errors",
 }
 

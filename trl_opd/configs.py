@@ -42,7 +42,7 @@ FEEDBACK_SECTION = """
 {feedback}
 === end of the feedback ==="""
 
-CLOSING_SECTION = """
+TEACHER_TEMPLATE = """{prompt}{sections}
 
 Now solve the original problem correctly."""
 
@@ -325,8 +325,10 @@ class HindsightConfig(SelfTeacherConfig):
             Whether the rollout itself is shown before its feedback.
         strip_thinking (`bool`, *optional*, defaults to `True`):
             Whether thinking blocks are cut out of what is shown.
-        demonstration_section, feedback_section, attempt_section, closing_section (`str`, *optional*):
-            Texts put behind the prompt, with the placeholders {demonstration}, {feedback} and {attempt}.
+        teacher_template (`str`, *optional*):
+            The teacher's user turn, with the placeholders {prompt} and {sections}.
+        demonstration_section, feedback_section, attempt_section (`str`, *optional*):
+            The sections that apply, with the placeholders {demonstration}, {feedback} and {attempt}.
         importance_cap (`float`, *optional*, defaults to `2.0`):
             Cap on the detached ratio p / p_old that weighs the divergence in later updates of a rollout batch.
     """
@@ -385,12 +387,14 @@ class HindsightConfig(SelfTeacherConfig):
     strip_thinking: bool = field(
         default=True, metadata={"help": "Whether thinking blocks are cut out of what is shown."}
     )
+    teacher_template: str = field(
+        default=TEACHER_TEMPLATE, metadata={"help": "The teacher's user turn, with {prompt} and {sections}."}
+    )
     demonstration_section: str = field(
         default=DEMONSTRATION_SECTION, metadata={"help": "Text that shows a {demonstration}."}
     )
     feedback_section: str = field(default=FEEDBACK_SECTION, metadata={"help": "Text that shows {feedback}."})
     attempt_section: str = field(default=ATTEMPT_SECTION, metadata={"help": "Text that shows the {attempt}."})
-    closing_section: str = field(default=CLOSING_SECTION, metadata={"help": "Text that asks for the answer again."})
 
 
 @dataclass
@@ -512,4 +516,67 @@ class SCOPEConfig(ExternalTeacherConfig):
     )
     teacher_direction: str = field(
         default="confident", metadata={"help": "Which wrong rollouts weigh more: confident or perplexing."}
+    )
+
+
+@dataclass
+class MixConfig(HindsightConfig, ExternalTeacherConfig):
+    """
+    Configuration of [`MixTrainer`]: every choice of the pipeline as an option, none of them preset by a paper.
+
+    An option that belongs to a choice not made is refused; the other methods' configurations say what each means.
+
+    Parameters:
+        teacher (`str`, *optional*, defaults to `"self"`):
+            `"self"` or `"external"`.
+        context (`str`, *optional*, defaults to `"reference"`):
+            What the teacher reads: `"prompt"`, `"reference"` (solution) or `"hindsight"` (sibling, feedback).
+        right, wrong (`str`, *optional*, defaults to `"kl"`):
+            What right and wrong rollouts feed: `"pg"`, `"kl"`, `"ce"` or `"none"`.
+        without_context (`str`, *optional*, defaults to `"none"`):
+            What a rollout feeds that was routed to `"kl"` but has no context.
+        weighting (`str`, *optional*, defaults to `"none"`):
+            `"none"`, `"entropy"` (SRPO) or `"perplexity"` (SCOPE).
+        entropy_beta, weight_temperature (`float`, *optional*, default to `1.0`):
+            Strengths of the two weightings.
+        solution_column, reference_template (`str`, *optional*):
+            As in [`OPSDConfig`].
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = ExternalTeacherConfig._VALID_DICT_FIELDS
+
+    divergence: str = field(
+        default="reverse_kl", metadata={"help": "Divergence from the teacher: forward_kl, reverse_kl or jsd."}
+    )
+    jsd_beta: float | None = field(
+        default=None, metadata={"help": "The teacher's share in the mixture of divergence: jsd, between 0 and 1."}
+    )
+    estimator: str = field(
+        default="full",
+        metadata={"help": "full: whole vocabulary; topk: a part of it; k1, k2, k3: the sampled tokens only."},
+    )
+    support_size: int | None = field(default=None, metadata={"help": "Tokens in the support of estimator: topk."})
+    teacher_weights: str = field(
+        default="frozen", metadata={"help": "The teacher's weights: frozen, ema, trust-region or live."}
+    )
+    teacher_update_rate: float | None = field(
+        default=None, metadata={"help": "The student's share in each ema update, or in the trust-region mean."}
+    )
+    teacher: str = field(default="self", metadata={"help": "Whose weights score: self or external."})
+    context: str = field(
+        default="reference", metadata={"help": "What the teacher reads: prompt, reference, hindsight."}
+    )
+    right: str = field(default="kl", metadata={"help": "What right rollouts feed: pg, kl, ce or none."})
+    wrong: str = field(default="kl", metadata={"help": "What wrong rollouts feed: pg, kl, ce or none."})
+    without_context: str = field(
+        default="none", metadata={"help": "What a rollout feeds that was routed to kl but has no context."}
+    )
+    weighting: str = field(default="none", metadata={"help": "none, entropy (SRPO) or perplexity (SCOPE)."})
+    entropy_beta: float = field(default=1.0, metadata={"help": "Strength of weighting: entropy."})
+    weight_temperature: float = field(default=1.0, metadata={"help": "tau of weighting: perplexity."})
+    solution_column: str = field(
+        default="solution", metadata={"help": "Dataset column that holds the reference solution."}
+    )
+    reference_template: str = field(
+        default=REFERENCE_TEMPLATE, metadata={"help": "The teacher's user turn, with {prompt} and {solution}."}
     )

@@ -13,12 +13,12 @@ _THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 
 @dataclass(frozen=True)
 class Sections:
-    """The texts of the teacher's user turn: the prompt, then those that apply, then the closing request."""
+    """The texts of the teacher's user turn: the whole, with {prompt} and {sections} in it, and the sections."""
 
+    whole: str
     demonstration: str
     feedback: str
     attempt: str
-    closing: str
 
 
 class Hindsight(Context):
@@ -57,6 +57,7 @@ class Hindsight(Context):
             raise UserError("The teacher has nothing to read; set use_demonstrations or use_feedback to true.")
         if include_attempt and not use_feedback:
             raise UserError("include_attempt shows the attempt that feedback is about; set use_feedback: true as well.")
+        check_template("teacher_template", sections.whole, ("prompt", "sections"))
         for name in self.placeholders:
             check_template(f"{name}_section", getattr(sections, name), (name,))
         self.sections = sections
@@ -77,7 +78,7 @@ class Hindsight(Context):
         return [self._prompt(rollouts, row) for row in range(len(rollouts))]
 
     def shortened(self, rollouts: Rollouts, row: int, cut: Callable[[str], str]) -> Prompt | None:
-        """The row's prompt with a shorter demonstration: never a shorter question, feedback or closing request."""
+        """The row's prompt with a shorter demonstration: never a shorter question, feedback or request."""
         return self._prompt(rollouts, row, cut) if self.demonstration(rollouts, row) else None
 
     def demonstration(self, rollouts: Rollouts, row: int) -> str | None:
@@ -101,27 +102,27 @@ class Hindsight(Context):
         if not demonstration and not feedback:
             return None
         values: dict[str, str] = {}
-        template = "{prompt}"
+        shown = ""
         if demonstration:
-            template += self.sections.demonstration
+            shown += self.sections.demonstration
             values["demonstration"] = cut(demonstration)
         if feedback and self.include_attempt:
-            template += self.sections.attempt
+            shown += self.sections.attempt
             values["attempt"] = self._clean(rollouts.own[row].text)
         if feedback:
-            template += self.sections.feedback
+            shown += self.sections.feedback
             values["feedback"] = feedback
-        return rewrite(rollouts.prompts[row], template + self.sections.closing, **values)
+        return rewrite(rollouts.prompts[row], self.sections.whole.replace("{sections}", shown), **values)
 
 
 def hindsight(config) -> Hindsight:
     """The context that a config asks for."""
     return Hindsight(
         sections=Sections(
+            whole=config.teacher_template,
             demonstration=config.demonstration_section,
             feedback=config.feedback_section,
             attempt=config.attempt_section,
-            closing=config.closing_section,
         ),
         threshold=config.success_threshold,
         use_demonstrations=config.use_demonstrations,

@@ -23,6 +23,7 @@ METHODS = {
     "srpo": Method("SRPOTrainer", "SRPOConfig", "wrong rollouts as in SDPO, the others as in GRPO"),
     "exopd": Method("ExOPDTrainer", "ExOPDConfig", "beyond an external teacher, away from a reference"),
     "scope": Method("SCOPETrainer", "SCOPEConfig", "likelihood on right rollouts, an external teacher on wrong ones"),
+    "mix": Method("MixTrainer", "MixConfig", "any combination of teacher, context, divergence, routing and weighting"),
 }
 
 

@@ -229,14 +229,12 @@ class OnPolicyTrainer(_GRPOTrainer):
         """Token ids of what the teacher reads before each completion; None where there is nothing that fits."""
         if not self.scorers:
             return [None] * len(rollouts)
-        if self.objective.context is None:
-            return _prompt_ids(batch)
         context, limit = self.objective.context, self._teacher_limit()
         room = [limit - n for n in batch["completion_mask"].sum(-1).tolist()]
-        rendered = self._render_for_teacher(context.prompts(rollouts))
+        rendered = self._render_for_teacher(context.prompts(rollouts)) if context else _prompt_ids(batch)
         shortened = 0
         for row, ids in enumerate(rendered):
-            if ids is not None and len(ids) > room[row]:
+            if context and ids is not None and len(ids) > room[row]:
                 rendered[row] = self._shortened(rollouts, row, len(ids) - room[row], room[row]) or ids
                 shortened += len(rendered[row]) <= room[row]
         fits = [ids is not None and len(ids) <= space for ids, space in zip(rendered, room, strict=True)]
@@ -561,3 +559,9 @@ class SCOPETrainer(OnPolicyTrainer):
     """Likelihood on right rollouts, an external teacher on wrong ones; see [`SCOPEConfig`]."""
 
     method = "scope"
+
+
+class MixTrainer(OnPolicyTrainer):
+    """Any combination of teacher, context, divergence, routing and weighting; see [`MixConfig`]."""
+
+    method = "mix"

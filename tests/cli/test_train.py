@@ -143,11 +143,11 @@ BAD = {
     ),
     "no teacher": (["train", "opd", "--config", "PLAIN", "--model_name_or_path", "MODEL"], "external teacher and none"),
     "wrong teacher": (
-        "train opd --config PLAIN --model_name_or_path MODEL --teacher_model_name_or_path ./nowhere".split(),
+        ["train", "opd", "--config", "PLAIN", "--model_name_or_path", "MODEL", "--teacher_model_name_or_path", "./nowhere"],
         "no config.json",
     ),
     "group of one": (
-        "train grpo --config PLAIN --model_name_or_path MODEL --num_generations 1 --reward_funcs math_reward".split(),
+        ["train", "grpo", "--config", "PLAIN", "--model_name_or_path", "MODEL", "--num_generations", "1", "--reward_funcs", "math_reward"],
         "num_generations=1",
     ),
     "no reward": (["train", "grpo", "--config", "PLAIN", "--model_name_or_path", "MODEL"], "no reward function"),

@@ -8,6 +8,7 @@ from trl_opd.objectives.base import Objective
 from trl_opd.objectives.divergence import Divergence
 from trl_opd.objectives.exopd import ExOPD
 from trl_opd.objectives.grpo import GRPO
+from trl_opd.objectives.mix import Mix
 from trl_opd.objectives.opd import OPD
 from trl_opd.objectives.opsd import OPSD
 from trl_opd.objectives.scope import SCOPE
@@ -16,7 +17,7 @@ from trl_opd.objectives.srpo import SRPO
 
 #: Name of a method -> its objective.
 OBJECTIVES: dict[str, type[Objective]] = {
-    objective.name: objective for objective in (GRPO, OPD, OPSD, SDPO, SRPO, ExOPD, SCOPE)
+    objective.name: objective for objective in (GRPO, OPD, OPSD, SDPO, SRPO, ExOPD, SCOPE, Mix)
 }
 
-__all__ = ["GRPO", "OBJECTIVES", "OPD", "OPSD", "SCOPE", "SDPO", "SRPO", "Divergence", "ExOPD", "Objective"]
+__all__ = ["GRPO", "OBJECTIVES", "OPD", "OPSD", "SCOPE", "SDPO", "SRPO", "Divergence", "ExOPD", "Mix", "Objective"]

@@ -54,24 +54,38 @@ class SCOPE(Objective):
         return signals
 
     def weigh(self, rollouts: Rollouts, signals: Signals, scores: Scores) -> Signals:
-        lengths = rollouts.mask.sum(-1).clamp(min=1)
-        student_nll = -(rollouts.logps * rollouts.mask).sum(-1) / lengths
-        teacher_nll = -(scores.logps[0] * rollouts.mask).sum(-1) / lengths
-        sign = 1.0 if self.config.student_direction == "perplexing" else -1.0
-        signals.ce = self._branch(rollouts, signals.ce, sign * student_nll)
-        sign = -1.0 if self.config.teacher_direction == "confident" else 1.0
-        signals.kl = self._branch(rollouts, signals.kl, sign * teacher_nll)
+        # The sign with which a rollout's mean log-probability enters the softmax: perplexing means a low one.
+        student = -1.0 if self.config.student_direction == "perplexing" else 1.0
+        teacher = 1.0 if self.config.teacher_direction == "confident" else -1.0
+        tau, mean1 = self.config.weight_temperature, self.config.weight_norm == "mean1"
+        signals.ce = calibrated(rollouts, signals.ce, rollouts.logps, tau, student, mean1)
+        signals.kl = calibrated(rollouts, signals.kl, scores.logps[0], tau, teacher, mean1)
         if self.config.length_norm == "mean":
+            lengths = rollouts.mask.sum(-1).clamp(min=1)
             signals.ce, signals.kl = signals.ce / lengths, signals.kl / lengths
         return signals
 
-    def _branch(self, rollouts: Rollouts, member: Tensor, scores: Tensor) -> Tensor:
-        everyone = rollouts.gather(torch.stack([member, scores], -1))
-        groups = everyone.view(-1, rollouts.group_size, 2)
-        weights = branch_weights(groups[..., 1], groups[..., 0] > 0, self.config.weight_temperature)
-        if self.config.weight_norm == "mean1":
-            weights = weights * (groups[..., 0] > 0).sum(-1, keepdim=True)
-        return weights.flatten()[rollouts.first : rollouts.first + len(rollouts)]
+
+def calibrated(
+    rollouts: Rollouts, member: Tensor, logps_BT: Tensor, temperature: float, sign: float, mean1: bool = False
+) -> Tensor:
+    """Weights of a branch's rollouts by their perplexities, within their groups on all processes, `[B]`.
+
+    Args:
+        rollouts (`Rollouts`): This process's rollouts.
+        member (`torch.Tensor`): Non-zero on the rollouts of the branch, `[B]`.
+        logps_BT (`torch.Tensor`): Log-probabilities whose mean over a rollout is minus its log-perplexity, `[B, T]`.
+        temperature (`float`): tau.
+        sign (`float`): -1 for more weight on perplexing rollouts, 1 for less.
+        mean1 (`bool`): Whether the weights of a branch have mean 1 instead of sum 1.
+    """
+    means = (logps_BT * rollouts.mask).sum(-1) / rollouts.mask.sum(-1).clamp(min=1)
+    everyone = rollouts.gather(torch.stack([(member != 0).float(), sign * means], -1))
+    members, scores = everyone.view(-1, rollouts.group_size, 2).unbind(-1)
+    weights = branch_weights(scores, members > 0, temperature)
+    if mean1:
+        weights = weights * members.sum(-1, keepdim=True)
+    return weights.flatten()[rollouts.first : rollouts.first + len(rollouts)]
 
 
 def branch_weights(scores_PG: Tensor, member_PG: Tensor, temperature: float) -> Tensor:
