@@ -401,6 +401,7 @@ def test_facts_have_one_value_a_token():
         "clip_ratio/region_mean",
         "distill/divergence",
         "distill/entry_clip_mass",
+        "distill/log_ratio",
         "distill/teacher_entropy",
     }
     for name, fact in facts.items():

@@ -28,6 +28,10 @@ class Context(ABC):
     def prompts(self, rollouts: Rollouts) -> list[Prompt | None]:
         """The teacher's prompt for each rollout; None where there is nothing to tell the teacher."""
 
+    def privileged(self, rollouts: Rollouts, row: int) -> str:
+        """What the row's teacher may read and its student must not."""
+        return ""
+
     def shortened(self, rollouts: Rollouts, row: int, cut: Callable[[str], str]) -> Prompt | None:
         """A row's prompt with what may be shortened put through `cut`; None where nothing may."""
         return None
@@ -54,6 +58,9 @@ class ReferenceSolution(Context):
             rewrite(prompt, self.template, solution=example[column]) if (example[column] or "").strip() else None
             for prompt, example in zip(rollouts.prompts, rollouts.examples, strict=True)
         ]
+
+    def privileged(self, rollouts: Rollouts, row: int) -> str:
+        return rollouts.examples[row][self.columns[0]] or ""
 
 
 def check_template(option: str, template: str, placeholders: tuple[str, ...]) -> None:

@@ -91,6 +91,10 @@ class Hindsight(Context):
                 return self._clean(sibling.text)
         return None
 
+    def privileged(self, rollouts: Rollouts, row: int) -> str:
+        feedback = rollouts.feedback[row] if self.use_feedback else None
+        return "\n".join(filter(None, (self.demonstration(rollouts, row), feedback)))
+
     def _clean(self, text: str) -> str:
         return _THINKING.sub("", text).strip() if self.strip_thinking else text
 

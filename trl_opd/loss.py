@@ -65,7 +65,7 @@ def token_loss(
     """
 
     def tile_loss(logps_nV: Tensor, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        logps = logps_nV.gather(-1, tokens.ids[rows, None]).squeeze(-1)
+        logps = _at(logps_nV, tokens.ids[rows])
         importance = _importance(logps, rows, tokens, objective)
         loss = -(tokens.ce[rows] * importance * logps).sum()
         facts = {"entropy": entropy(logps_nV.detach())}
@@ -76,6 +76,11 @@ def token_loss(
     # Tokens that need the scorers come first: they fill few tiles, and the scorers' heads are read for those alone.
     order = torch.argsort((tokens.kl == 0).int(), stable=True)
     return tiled_sum(hidden_NH, head, tile_loss, order)
+
+
+def _at(logps_nV: Tensor, ids_n: Tensor) -> Tensor:
+    """Each token's own entry, `[n]`."""
+    return logps_nV.gather(-1, ids_n[:, None]).squeeze(-1)
 
 
 def _importance(logps: Tensor, rows: Tensor, tokens: Tokens, objective: Objective) -> Tensor:
@@ -120,6 +125,7 @@ def _divergence_part(logps_nV, logps, importance, rows, tokens: Tokens, objectiv
         )
         value = objective.divergence.over_vocabulary(student, target)
         extra = {"distill/divergence": value.detach()} | objective.divergence.facts(student, target)
+        extra["distill/log_ratio"] = _at(student.detach(), tokens.ids[live_rows]) - _at(target, tokens.ids[live_rows])
     loss = (tokens.kl[live_rows] * importance[live] * value).sum()
     if objective.importance_cap is not None:
         extra["distill/importance_capped"] = (importance[live] >= objective.importance_cap).float()

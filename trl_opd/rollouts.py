@@ -98,9 +98,14 @@ class Signals:
         zero = torch.zeros(len(rollouts), device=rollouts.mask.device)
         return cls(pg=zero, kl=zero.clone(), ce=zero.clone(), counted=torch.ones_like(zero, dtype=torch.bool))
 
+    def per_row(self, name: str) -> Tensor:
+        """Whether a component acts on each row, bool `[B]`."""
+        weight = getattr(self, name)
+        return weight != 0 if weight.dim() == 1 else (weight != 0).any(-1)
+
     def scored_rows(self) -> Tensor:
         """Rows that carry divergence weight, and so need the teacher, bool `[B]`."""
-        return self.kl != 0 if self.kl.dim() == 1 else (self.kl != 0).any(-1)
+        return self.per_row("kl")
 
 
 @dataclass

@@ -24,6 +24,7 @@ from trl_opd.aggregation import Window, count, token_weights
 from trl_opd.compat import is_peft_model, redirect_forward, tokenize_prompts
 from trl_opd.contexts import generation_header
 from trl_opd.errors import UserError
+from trl_opd.leakage import quotes
 from trl_opd.loss import Tokens, token_loss
 from trl_opd.objectives import OBJECTIVES
 from trl_opd.policy import PolicyGradient
@@ -191,6 +192,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             rollouts.logps = self._student_logps(batch, rollouts, signals)
         signals = self.objective.weigh(rollouts, signals, scores)
         batch.update(_signal_tensors(signals, scores, rollouts.mask))
+        self._log_signals(signals, rollouts, mode)
         self._count_cost(rollouts, scores, mode)
         return batch
 
@@ -348,8 +350,8 @@ class OnPolicyTrainer(_GRPOTrainer):
     def _compute_loss(self, model, inputs):
         inputs = _trimmed(inputs)
         module = self.accelerator.unwrap_model(model)
-        loss, facts, sums = redirect_forward(model, module, self._loss_in_forward, module, inputs)
-        self._log_facts(facts, sums)
+        loss, facts, distilled = redirect_forward(model, module, self._loss_in_forward, module, inputs)
+        self._log_facts(facts, distilled)
         return loss
 
     def _loss_in_forward(self, module: nn.Module, inputs: dict[str, Tensor]):
@@ -373,7 +375,7 @@ class OnPolicyTrainer(_GRPOTrainer):
                 self.policy,
                 [] if self._sampled_only else [scorer.head for scorer in self.scorers],
             )
-        return loss, facts, _fact_counts(facts, tokens)
+        return loss, facts, tokens.kl != 0
 
     def _window(self, inputs: dict[str, Tensor]) -> Window:
         return Window(
@@ -387,13 +389,43 @@ class OnPolicyTrainer(_GRPOTrainer):
 
     # Metrics: every reduction runs on every process, whatever its rows are
 
-    def _log_facts(self, facts: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
+    def _log_facts(self, facts: dict[str, Tensor], distilled: Tensor) -> None:
+        """Means over tokens: those with divergence weight for `distill/...`, all for the others."""
         names = sorted(facts)
-        sums = torch.stack([torch.stack([facts[name].sum(), counts[name]]) for name in names])
-        totals = self.accelerator.reduce(sums, reduction="sum").tolist()
+        number = {True: distilled.sum(), False: torch.tensor(distilled.numel(), device=distilled.device)}
+        sums = [torch.stack([facts[name].sum(), number[name.startswith("distill/")].float()]) for name in names]
+        totals = self.accelerator.reduce(torch.stack(sums), reduction="sum").tolist()
         mode = "train" if self.model.training else "eval"
         for name, (total, number) in zip(names, totals, strict=True):
             self._metrics[mode][name].append(total / number if number else float("nan"))
+
+        if "distill/log_ratio" in facts:
+            ratio = torch.cat([facts["distill/log_ratio"][distilled], facts["distill/log_ratio"].new_tensor([0.0])])
+            low, high = self.accelerator.gather(torch.stack([-ratio.amin(), ratio.amax()])[None]).amax(0).tolist()
+            self._metrics[mode]["distill/log_ratio_min"].append(-low)
+            self._metrics[mode]["distill/log_ratio_max"].append(high)
+
+    def _log_signals(self, signals: Signals, rollouts: Rollouts, mode: str) -> None:
+        """Which share of the rows feeds which component, how unequal the weights are, and what was quoted."""
+        rows = len(rollouts)
+        feeds = {name: signals.per_row(name) for name in ("pg", "kl", "ce")}
+        active = (feeds["pg"] & (rollouts.advantages != 0)) | feeds["kl"] | feeds["ce"]
+        shares = {f"signal/{name}_fraction": (int(feed.sum()), rows) for name, feed in feeds.items()}
+        shares["signal/active_fraction"] = (int(active.sum()), rows)
+        for name in ("kl", "ce"):
+            weights = getattr(signals, name)
+            weights = weights[weights != 0]
+            spread = float(weights.std(correction=0) / weights.mean()) if len(weights) else 0.0
+            shares[f"signal/{name}_weight_spread"] = (spread * len(weights), len(weights))
+        if self.objective.context is not None:
+            quoted = [self._quotes(rollouts, row) for row in range(rows)]
+            shares["context/leakage_fraction"] = (sum(quoted), rows)
+        self._log_shares(mode, shares)
+
+    def _quotes(self, rollouts: Rollouts, row: int) -> bool:
+        prompt = rollouts.prompts[row]
+        prompt = prompt if isinstance(prompt, str) else "\n".join(_text([turn]) for turn in prompt)
+        return quotes(rollouts.own[row].text, self.objective.context.privileged(rollouts, row), prompt)
 
     def _log_shares(self, mode: str, shares: dict[str, tuple[float, float]]) -> None:
         table = torch.tensor([list(map(float, pair)) for pair in shares.values()], device=self.accelerator.device)
@@ -510,13 +542,6 @@ def _tokens(inputs: dict[str, Tensor], mask: Tensor, weights: Tensor) -> Tokens:
         scorer_logps=picked["scorer_logps"],
         scorer_hidden=picked["scorer_hidden"],
     )
-
-
-def _fact_counts(facts: dict[str, Tensor], tokens: Tokens) -> dict[str, Tensor]:
-    """How many tokens each fact is a mean over: those with divergence weight for `distill/...`, else all."""
-    everything = torch.tensor(float(len(tokens.ids)), device=tokens.ids.device)
-    distilled = (tokens.kl != 0).sum().float()
-    return {name: distilled if name.startswith("distill/") else everything for name in facts}
 
 
 class GRPOTrainer(OnPolicyTrainer):

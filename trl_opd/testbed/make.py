@@ -38,10 +38,10 @@ class Stage:
     warmup_steps: int = 20
 
 
-WARM_UP = Stage(worked, steps=1000, learning_rate=2e-3, schedule="constant_with_warmup")
+WARM_UP = Stage(worked, steps=500, learning_rate=2e-3, schedule="constant_with_warmup")
 CONTINUATIONS = {
     "base": Stage(mixture, steps=450, learning_rate=1e-3, schedule="linear"),
-    "teacher": Stage(worked, steps=600, learning_rate=2e-3, schedule="linear"),
+    "teacher": Stage(worked, steps=900, learning_rate=2e-3, schedule="linear"),
 }
 
 
