@@ -22,6 +22,8 @@ _LAZY = {
     "ExOPDTrainer": "trainer",
     "SCOPETrainer": "trainer",
     "MixTrainer": "trainer",
+    "DiscoverConfig": "discover",
+    "DiscoverTrainer": "discover",
     "UserError": "errors",
 }
 

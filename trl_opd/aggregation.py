@@ -49,7 +49,7 @@ def token_weights(counted_BT: Tensor, mode: str, window: Window) -> Tensor:
         mode (`str`): One of `MODES`.
         window (`Window`): The optimizer step that this micro-batch belongs to.
     """
-    counted_BT = counted_BT.float()
+    counted_BT = counted_BT.to(torch.promote_types(counted_BT.dtype, torch.float32))
     rows = counted_BT.shape[0]
     row_tokens = counted_BT.sum(-1, keepdim=True).clamp(min=1.0)
     if mode == "token-global":

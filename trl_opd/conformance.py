@@ -89,10 +89,9 @@ class Block:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one case on one path.
+    """What came of one case (of a method) on one path.
 
     Attributes:
-        case, method, path (`str`): Which.
         live (`bool`, *optional*): Whether any token carries weight; None where the case could not be run.
         undefined (`bool`): Whether the recorded loss is nan.
         loss_error, gradient_error (`float`, *optional*): Largest absolute errors; None where none is defined.

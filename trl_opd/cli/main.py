@@ -12,12 +12,14 @@ from trl_opd.errors import UserError
 COMMANDS = {
     "train": ("train", "train a model with one of the methods"),
     "eval": ("eval", "evaluate a model on a benchmark or a suite"),
+    "discover": ("discover", "search for the first right answer to hard questions with SDPO"),
+    "conformance": ("conformance", "compare the losses with recorded ones"),
     "board": ("board", "run a comparison of methods and write its leaderboard"),
 }
 
 
 def usage() -> str:
-    lines = [f"  {name:<10}{purpose}" for name, (_, purpose) in COMMANDS.items()]
+    lines = [f"  {name:<13}{purpose}" for name, (_, purpose) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: trl-opd COMMAND ...",

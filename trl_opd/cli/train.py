@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         print(_method_help(name))
         return 0
     check_recipe(options, name)
-    data_args, config, model_args = _parse(entry.config, options)
+    data_args, config, model_args = parse(entry.config, options)
     return _train(name, data_args, config, model_args)
 
 
@@ -100,7 +100,12 @@ def check_recipe(options: list[str], name: str) -> None:
             )
 
 
-def _parse(config_name: str, options: list[str]) -> tuple[Any, Any, Any]:
+def parse(config_name: str, options: list[str]) -> tuple[Any, Any, Any]:
+    """The data arguments, the configuration of that name and the model arguments, from options and their recipe.
+
+    Raises:
+        `UserError`: If an option is unknown or its value cannot work.
+    """
     from trl import TrlParser
 
     kinds = _dataclasses(config_name)
@@ -146,7 +151,10 @@ def _run(name: str, folder, data_args, config, model_args) -> None:
     from trl_opd.state import newest_checkpoint
 
     dataset = load_training_data(data_args)
-    trainer = _make_trainer(name, dataset, load_reward_functions(data_args.reward_funcs), config, model_args)
+    import trl_opd
+
+    kind = getattr(trl_opd, method(name).trainer)
+    trainer = make_trainer(kind, dataset, load_reward_functions(data_args.reward_funcs), config, model_args)
     checkpoint = config.resume_from_checkpoint or newest_checkpoint(config.output_dir)
     if checkpoint:
         trainer.accelerator.print(f"resuming from {checkpoint}", flush=True)
@@ -176,11 +184,10 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def _make_trainer(name: str, dataset, reward_functions, config, model_args):
+def make_trainer(kind: type, dataset, reward_functions, config, model_args):
+    """A trainer of the given class on the model that the arguments name."""
     import transformers
     from trl import get_peft_config, get_quantization_config
-
-    import trl_opd
 
     config.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -192,7 +199,7 @@ def _make_trainer(name: str, dataset, reward_functions, config, model_args):
     config.disable_tqdm = True
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
-    trainer = getattr(trl_opd, method(name).trainer)(
+    trainer = kind(
         model=resolve_model(model_args.model_name_or_path),
         reward_funcs=reward_functions,
         args=config,
