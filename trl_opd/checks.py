@@ -106,7 +106,7 @@ def _check_self_teacher(config: Any, objective: Objective) -> None:
                 f"teacher_update_rate is {rate}, but teacher_weights: {config.teacher_weights} needs one in [0, 1]; "
                 "0 never moves the teacher, 1 makes it the student."
             )
-    elif rate != _default(config, "teacher_update_rate"):
+    elif rate is not None and rate != _default(config, "teacher_update_rate"):
         raise UserError(
             f"teacher_update_rate={rate} would be ignored with teacher_weights: {config.teacher_weights}; remove it, "
             "or set teacher_weights to ema or trust-region."

@@ -59,16 +59,14 @@ class GRPOConfig(trl.GRPOConfig):
 
     Parameters:
         aggregation (`str`, *optional*):
-            How token losses become one number: `"token-global"`, `"token-micro"`, `"seq-mean"`, `"seq-mean-live"` or
-            `"dr"`, all exact under gradient accumulation and several processes. `None` follows `loss_type`.
+            How token losses become one number: `"token-global"`, `"token-micro"`, `"seq-mean"`, `"seq-mean-live"`,
+            `"dr"` or `"prompt-sum"`, all exact under gradient accumulation and several processes. `None` follows
+            `loss_type`.
     """
 
     aggregation: str | None = field(
         default=None,
-        metadata={
-            "help": "How token losses become one number: token-global, token-micro, seq-mean, seq-mean-live or dr. "
-            "None follows loss_type."
-        },
+        metadata={"help": "How token losses become one number, see trl_opd.aggregation. None follows loss_type."},
     )
 
     def __post_init__(self):
@@ -204,12 +202,18 @@ class OPDConfig(ExternalTeacherConfig):
     """
     Configuration of [`OPDTrainer`]: on-policy distillation from an external teacher.
 
-    Learning rate and one rollout per prompt from G-OPD (https://huggingface.co/papers/2602.12125, table of
-    hyper-parameters), whose OPD arm it is.
+    Defaults from G-OPD (https://huggingface.co/papers/2602.12125, table of hyper-parameters), whose OPD arm it is.
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
     num_generations: int | None = field(default=1, metadata={"help": "Rollouts per prompt."})
+    max_completion_length: int | None = field(default=16384, metadata={"help": "Longest completion, in tokens."})
+    vllm_importance_sampling_mode: str = field(
+        default="token_truncate", metadata={"help": "How the correction for vLLM's probabilities is applied."}
+    )
+    vllm_importance_sampling_clip_max: float | None = field(
+        default=5.0, metadata={"help": "Cap on the correction for vLLM's probabilities."}
+    )
 
 
 @dataclass
@@ -259,9 +263,7 @@ class OPSDConfig(SelfTeacherConfig):
     )
     aggregation: str | None = field(
         default="seq-mean",
-        metadata={
-            "help": "How token losses become one number: token-global, token-micro, seq-mean, seq-mean-live or dr."
-        },
+        metadata={"help": "How token losses become one number, see trl_opd.aggregation."},
     )
     learning_rate: float = field(default=5e-6, metadata={"help": "The initial learning rate for AdamW."})
     max_grad_norm: float = field(default=0.1, metadata={"help": "Largest norm of the gradient."})
@@ -430,11 +432,11 @@ class SRPOConfig(HindsightConfig):
 
 
 @dataclass
-class ExOPDConfig(ExternalTeacherConfig):
+class ExOPDConfig(OPDConfig):
     """
     Configuration of [`ExOPDTrainer`]: on-policy distillation with reward extrapolation.
 
-    Defaults from the paper (https://huggingface.co/papers/2602.12125, table of hyper-parameters).
+    Defaults from the paper (https://huggingface.co/papers/2602.12125), those of [`OPDConfig`] included.
 
     Parameters:
         extrapolation (`float`, *optional*, defaults to `1.25`):
@@ -452,15 +454,6 @@ class ExOPDConfig(ExternalTeacherConfig):
     estimator: str = field(
         default="k1",
         metadata={"help": "full: whole vocabulary; k1: the sampled tokens, as a policy gradient."},
-    )
-    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
-    num_generations: int | None = field(default=1, metadata={"help": "Rollouts per prompt."})
-    max_completion_length: int | None = field(default=16384, metadata={"help": "Longest completion, in tokens."})
-    vllm_importance_sampling_mode: str = field(
-        default="token_truncate", metadata={"help": "How the correction for vLLM's probabilities is applied."}
-    )
-    vllm_importance_sampling_clip_max: float | None = field(
-        default=5.0, metadata={"help": "Cap on the correction for vLLM's probabilities."}
     )
     extrapolation: float = field(
         default=1.25, metadata={"help": "lambda: 1 is plain OPD, above 1 goes beyond the teacher."}
@@ -504,6 +497,7 @@ class SCOPEConfig(ExternalTeacherConfig):
         default="prompt-sum", metadata={"help": "How token losses become one number, see trl_opd.aggregation."}
     )
     learning_rate: float = field(default=5e-5, metadata={"help": "The initial learning rate for AdamW."})
+    lr_scheduler_type: str = field(default="constant", metadata={"help": "Learning-rate schedule."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
     temperature: float = field(default=0.6, metadata={"help": "Temperature of rollouts and of all distributions."})
     max_completion_length: int | None = field(default=12288, metadata={"help": "Longest completion, in tokens."})
@@ -522,7 +516,8 @@ class SCOPEConfig(ExternalTeacherConfig):
 @dataclass
 class MixConfig(HindsightConfig, ExternalTeacherConfig):
     """
-    Configuration of [`MixTrainer`]: every choice of the pipeline as an option, none of them preset by a paper.
+    Configuration of [`MixTrainer`]: every choice of the pipeline as an option. What is not named here has
+    [`HindsightConfig`]'s default, SDPO's.
 
     An option that belongs to a choice not made is refused; the other methods' configurations say what each means.
 

@@ -1,5 +1,6 @@
 """The one loss: pg x policy gradient + kl x divergence + ce x negative log-likelihood, on one student forward."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -127,7 +128,7 @@ def _divergence_part(logps_nV, logps, importance, rows, tokens: Tokens, objectiv
         extra = {"distill/divergence": value.detach()} | objective.divergence.facts(student, target)
         extra["distill/log_ratio"] = _at(student.detach(), tokens.ids[live_rows]) - _at(target, tokens.ids[live_rows])
     loss = (tokens.kl[live_rows] * importance[live] * value).sum()
-    if objective.importance_cap is not None:
+    if objective.importance_cap is not None and math.isfinite(objective.importance_cap):
         extra["distill/importance_capped"] = (importance[live] >= objective.importance_cap).to(logps.dtype)
     return loss, {name: torch.zeros_like(logps).index_put((live,), fact) for name, fact in extra.items()}
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trl_opd.contexts import Context
+from trl_opd.errors import UserError
 from trl_opd.objectives.divergence import Divergence
 from trl_opd.rollouts import Rollouts, Scores, Signals
 
@@ -76,3 +77,16 @@ class Objective:
             return scorer_logps[0]
         start, live = scorer_logps
         return torch.lerp(start, live, self.trust_region_rate).log_softmax(-1)
+
+
+def check_own_distribution(objective: Objective) -> None:
+    """Refuses weights from the teacher's distribution where no single scorer has it.
+
+    Raises:
+        `UserError`: For a trust-region teacher, whose distribution is a mean of two scorers'.
+    """
+    if objective.trust_region_rate is not None:
+        raise UserError(
+            f"{objective.name} weighs tokens by the teacher's own distribution, which teacher_weights: trust-region "
+            "mixes from two models only in the loss; use ema, frozen or live."
+        )

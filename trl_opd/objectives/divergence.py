@@ -179,11 +179,14 @@ class Divergence:
     def facts(self, student_logps_NV: Tensor, target_logps_NV: Tensor) -> dict[str, Tensor]:
         """What is worth logging about the divergence of each token from whole distributions, `[N]` each."""
         facts = {"distill/teacher_entropy": entropy(target_logps_NV.log_softmax(-1))}
+        compared = student_logps_NV, target_logps_NV
+        if self.estimator == "topk":
+            compared = self._truncated(*compared)
         if self.entry_clip is not None:
-            facts["distill/entry_clip_mass"] = entry_clip_fraction(student_logps_NV, target_logps_NV, self.entry_clip)
+            facts["distill/entry_clip_mass"] = entry_clip_fraction(*compared, self.entry_clip)
         if self.advantage_clip is not None:
-            clipped = (target_logps_NV - student_logps_NV).abs() > self.advantage_clip
-            facts["distill/advantage_clip_mass"] = (student_logps_NV.exp() * clipped).sum(-1)
+            clipped = (compared[1] - compared[0]).abs() > self.advantage_clip
+            facts["distill/advantage_clip_mass"] = (compared[0].exp() * clipped).sum(-1)
         if self.estimator == "topk":
             owned = student_logps_NV if self.support_owner == "student" else target_logps_NV
             support = owned.topk(self.support_size, dim=-1).indices

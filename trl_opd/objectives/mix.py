@@ -13,7 +13,7 @@ from torch import Tensor
 from trl_opd.contexts import Context, ReferenceSolution, teacher_reads
 from trl_opd.errors import UserError
 from trl_opd.hindsight import hindsight
-from trl_opd.objectives.base import Objective, trust_region_rate
+from trl_opd.objectives.base import Objective, check_own_distribution, trust_region_rate
 from trl_opd.objectives.divergence import Divergence
 from trl_opd.objectives.scope import calibrated
 from trl_opd.objectives.srpo import entropy_weights
@@ -70,6 +70,8 @@ class Mix(Objective):
         self.context = self._context()
         self.importance_cap = config.importance_cap
         self.trust_region_rate = trust_region_rate(config) if config.teacher == "self" else None
+        if config.weighting != "none":
+            check_own_distribution(self)
         self.uses_policy_gradient = "pg" in self.components
         self.needs_student_logps = config.weighting == "perplexity"
         self.needs_groups = config.context == "hindsight" or config.weighting == "perplexity"
@@ -86,8 +88,10 @@ class Mix(Objective):
 
     def route(self, rollouts: Rollouts, has_context: Tensor) -> Signals:
         right = rollouts.rewards >= self.config.success_threshold
+        # A rollout that no reward function scored (nan) is neither right nor wrong, unless both are treated alike.
+        wrong = rollouts.rewards < self.config.success_threshold if self.config.right != self.config.wrong else ~right
         signals = Signals.none(rollouts)
-        for rows, component in ((right, self.config.right), (~right, self.config.wrong)):
+        for rows, component in ((right, self.config.right), (wrong, self.config.wrong)):
             if component == "kl":
                 signals.kl += (rows & has_context).float()
                 rows, component = rows & ~has_context, self.config.without_context

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trl_opd.errors import UserError
 from trl_opd.hindsight import hindsight
-from trl_opd.objectives.base import Objective, trust_region_rate
+from trl_opd.objectives.base import Objective, check_own_distribution, trust_region_rate
 from trl_opd.objectives.divergence import Divergence
 from trl_opd.rollouts import Rollouts, Scores, Signals
 
@@ -33,6 +33,7 @@ class SRPO(Objective):
             )
         self.divergence = Divergence.of(config)
         self.trust_region_rate = trust_region_rate(config)
+        check_own_distribution(self)
         self.context = hindsight(config)
         self.importance_cap = config.importance_cap
         self.threshold = config.success_threshold
