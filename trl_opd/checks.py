@@ -63,6 +63,8 @@ def check_config(config: Any, objective: Objective) -> None:
         raise UserError(f"temperature is {config.temperature}, but it divides the logits and must be positive.")
     if resolve_aggregation(config) == "dr" and config.max_completion_length is None:
         raise UserError("aggregation dr divides by max_completion_length, which is unset; set it.")
+    if objective.importance_cap is not None and not objective.importance_cap > 0.0:
+        raise UserError(f"importance_cap is {objective.importance_cap}, but must be positive; use null for no weight.")
     limit = getattr(config, "max_teacher_length", None)
     if limit is not None and limit < 1:
         raise UserError(f"max_teacher_length is {limit}, which drops every context; make it positive or null.")

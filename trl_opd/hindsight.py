@@ -87,8 +87,10 @@ class Hindsight(Context):
             return None
         for position, sibling in enumerate(rollouts.siblings[row]):
             own = position == rollouts.position[row]
-            if sibling.reward >= self.threshold and not sibling.truncated and not (own and self.exclude_self):
-                return self._clean(sibling.text)
+            if not sibling.reward >= self.threshold or sibling.truncated or (own and self.exclude_self):
+                continue
+            if shown := self._clean(sibling.text):
+                return shown
         return None
 
     def privileged(self, rollouts: Rollouts, row: int) -> str:
@@ -96,7 +98,11 @@ class Hindsight(Context):
         return "\n".join(filter(None, (self.demonstration(rollouts, row), feedback)))
 
     def _clean(self, text: str) -> str:
-        return _THINKING.sub("", text).strip() if self.strip_thinking else text
+        if not self.strip_thinking:
+            return text
+        # A template may open the block in the generation header, so that the text holds its end alone.
+        closed = _THINKING.sub("", text).rpartition("</think>")[2]
+        return closed.partition("<think>")[0].strip()
 
     def _prompt(self, rollouts: Rollouts, row: int, cut: Callable[[str], str] = lambda text: text) -> Prompt | None:
         demonstration = self.demonstration(rollouts, row)

@@ -21,6 +21,7 @@ class Reading:
         prompts (`list[list[int] | None]`): Token ids in front of each completion, length B.
         rows (`list[int]`): The rows to read; others stay 0 in the scores.
         examples (`list[dict]`): Dataset rows, by which a domain's teacher is chosen.
+        vocabulary (`int`): Rows of the student's head: a scorer's rows beyond them are padding.
         pad_token_id (`int`): Padding.
         batch_size (`int`): Rows of one forward.
         autocast (`Callable`): Makes the context manager for mixed precision.
@@ -31,6 +32,7 @@ class Reading:
     prompts: list[list[int] | None]
     rows: list[int]
     examples: list[dict]
+    vocabulary: int
     pad_token_id: int
     batch_size: int
     autocast: type[AbstractContextManager]
@@ -86,6 +88,6 @@ def _read(scorer: Scorer, reading: Reading, rows: list[int]) -> tuple[Tensor, Te
         states = scorer.read(torch.cat([prompt, completion], 1), torch.cat([prompt_mask, completion_mask], 1), width)
         live = completion_mask.bool()
         logps, entropy = (torch.zeros(live.shape, device=device) for _ in range(2))
-        found = sampled_logps_and_entropy(states[live], scorer.head, completion[live])
+        found = sampled_logps_and_entropy(states[live], scorer.head, completion[live], reading.vocabulary)
         logps[live], entropy[live] = (values.float() for values in found)
     return states, logps, entropy

@@ -26,16 +26,23 @@ class Scorer:
         model (`nn.Module`): The model, or the student itself where its weights are borrowed.
         temperature (`float`): Divides the logits, as it divides the student's.
         weights (`Callable`, *optional*): Context manager inside which `model` has the scorer's weights.
+        live (`bool`): Whether the weights are the student's own and move with every update.
     """
 
-    def __init__(self, model: nn.Module, temperature: float, weights=nullcontext):
+    def __init__(self, model: nn.Module, temperature: float, weights=nullcontext, live: bool = False):
         self.model = model
         self.temperature = temperature
         self.weights = weights
+        self.live = live
+        self._head: Head | None = None
 
     @property
     def head(self) -> Head:
-        return Head.of(causal_lm(self.model), self.temperature)
+        """The head with the scorer's own weights; taken anew only where they have moved."""
+        if self._head is None or self.live:
+            with self.weights():
+                self._head = Head.of(causal_lm(self.model), self.temperature).detached()
+        return self._head
 
     @property
     def max_length(self) -> int | None:
@@ -74,6 +81,7 @@ class Scorer:
         """Moves a model of its own; the student's is where it is."""
         if self.weights is nullcontext:
             self.model.to(device)
+        self._head = None
         return self
 
 
@@ -87,6 +95,7 @@ class MovingAverage(Scorer):
 
     def __init__(self, student: nn.Module, temperature: float, rate: float):
         super().__init__(student, temperature, weights=self._averaged)
+        _check_averageable(student)
         self.rate = rate
         self.updated_at = 0
         self.average = self._current()
@@ -115,7 +124,7 @@ class MovingAverage(Scorer):
     def update(self, step: int) -> None:
         if step == self.updated_at:
             return
-        self.updated_at = step
+        self.updated_at, self._head = step, None
         for name, value in self._current().items():
             self.average[name].lerp_(value.to(self.average[name].device), self.rate)
 
@@ -123,11 +132,11 @@ class MovingAverage(Scorer):
         return {**self.average, UPDATED_AT: torch.tensor(self.updated_at)}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        self.updated_at = int(state.pop(UPDATED_AT))
+        self.updated_at, self._head = int(state.pop(UPDATED_AT)), None
         self.average = {name: value.to(self.average[name].device) for name, value in state.items()}
 
     def to(self, device: torch.device) -> "MovingAverage":
-        self.average = {name: value.to(device) for name, value in self.average.items()}
+        self.average, self._head = {name: value.to(device) for name, value in self.average.items()}, None
         return self
 
 
@@ -169,11 +178,23 @@ def self_teachers(student: nn.Module, temperature: float, weights: str, rate: fl
     """The scorers of a self teacher: one, or start and live student for a trust region."""
     if weights == "ema":
         return [MovingAverage(student, temperature, rate)]
-    live = Scorer(student, temperature)
+    live = Scorer(student, temperature, live=True)
     if weights == "live":
         return [live]
     start = frozen_self(student, temperature)
     return [start, live] if weights == "trust-region" else [start]
+
+
+def _check_averageable(student: nn.Module) -> None:
+    """Refuses an adapter whose effect on the weights is more than the products of its LoRA layers."""
+    if not is_peft_model(student):
+        return
+    config = student.active_peft_config
+    if getattr(config, "use_dora", False) or getattr(config, "modules_to_save", None) or not _lora_layers(student):
+        raise UserError(
+            "teacher_weights: ema averages the products of LoRA layers, which this adapter (DoRA, modules_to_save or "
+            "another kind) is more than; use teacher_weights: frozen, or plain LoRA."
+        )
 
 
 def _lora_layers(student: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -232,13 +253,14 @@ def swapped_in(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode (no dropout, no checkpointing); outside, as it was."""
-    was_training = model.training
+    """Inside, the model is in evaluation mode (no dropout, no checkpointing); outside, every module as it was."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training
 
 
 def causal_lm(model: nn.Module) -> nn.Module:

@@ -148,13 +148,20 @@ class _TiledSum(torch.autograd.Function):
 
 
 @torch.no_grad()
-def sampled_logps_and_entropy(hidden_NH: Tensor, head: Head, token_ids_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each sampled token and the entropy of its distribution, `[N]` each, without gradient."""
+def sampled_logps_and_entropy(
+    hidden_NH: Tensor, head: Head, token_ids_N: Tensor, vocabulary: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each sampled token and the entropy of its distribution, `[N]` each, without gradient.
+
+    Rows of the head beyond `vocabulary` are padding: they are cut and the rest is renormalised.
+    """
     precise = torch.promote_types(head.weight.dtype, torch.float32)
     logps = torch.zeros(len(hidden_NH), device=hidden_NH.device, dtype=precise)
     entropies = torch.zeros_like(logps)
     for rows in torch.arange(len(hidden_NH), device=hidden_NH.device).split(ROWS_PER_TILE):
         tile = head.logps(head.project(hidden_NH[rows]))
+        if vocabulary is not None and vocabulary < tile.shape[-1]:
+            tile = tile[:, :vocabulary].log_softmax(-1)
         logps[rows] = tile.gather(-1, token_ids_N[rows, None]).squeeze(-1)
         entropies[rows] = entropy(tile)
     return logps, entropies

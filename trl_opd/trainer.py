@@ -120,6 +120,13 @@ class OnPolicyTrainer(_GRPOTrainer):
             )
         if is_peft_model(self.model) and self.model.active_peft_config.is_prompt_learning:
             raise UserError("Prompt-learning adapters are not supported; use LoRA or train the whole model.")
+        size = getattr(self.objective.divergence, "support_size", None)
+        vocabulary = causal_lm(self.model).get_output_embeddings().weight.shape[0]
+        if size is not None and size > vocabulary:
+            raise UserError(
+                f"support_size is {size}, but the vocabulary has {vocabulary} tokens; make it smaller, or use "
+                "estimator: full."
+            )
         if self.objective.context is not None and (self.tools or self.environment_factories is not None):
             raise UserError(
                 f"{self.objective.name} rewrites the teacher's prompt and does not support tools or environments."
@@ -299,6 +306,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             prompts=prompts,
             rows=rows,
             examples=rollouts.examples,
+            vocabulary=causal_lm(self.model).get_output_embeddings().weight.shape[0],
             pad_token_id=self._tokenizer.pad_token_id,
             batch_size=self.args.per_device_train_batch_size,
             autocast=self.accelerator.autocast,

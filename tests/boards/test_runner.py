@@ -216,5 +216,5 @@ def test_plan_and_messages_of_the_command(write_spec, launcher, capsys, tmp_path
     assert {status_of(run).state for run in plan_runs(load_spec(spec_file))} == {MISSING}
     assert main(["run", str(tmp_path / "none.yaml")], launcher) == 2
     error = capsys.readouterr().err
-    assert error.startswith("trl-opd board: There is no board spec")
+    assert error.startswith("error: There is no board spec")
     assert error.count("\n") == 1

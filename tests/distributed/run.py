@@ -1,18 +1,22 @@
-"""A few steps of a method on deterministic rollouts; run by `accelerate launch`, it prints what was logged as JSON."""
+"""A few steps of methods on deterministic rollouts; run by `accelerate launch`, it prints what was logged as JSON."""
 
 import json
 import sys
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset
 
+import trl_opd
 from tests.conftest import digit_reward, make_model, settings
-from trl_opd import GRPOConfig, GRPOTrainer, OPSDConfig, OPSDTrainer
+from trl_opd.methods import METHODS
 from trl_opd.testbed.tasks import REFERENCE_TEMPLATE, rows
 from trl_opd.testbed.tokenizer import build_tokenizer
+from trl_opd.trainer import OnPolicyTrainer
 
-GLOBAL_BATCH = 8
+#: Three groups of four: of two processes, each holds one whole group and half of the one in between.
+GLOBAL_BATCH = 12
 
 
 def fixed_rollouts(prompts, trainer):
@@ -33,51 +37,105 @@ def fixed_rollouts(prompts, trainer):
     }
 
 
-def train(case: str, output_dir: str, processes: int, accumulation: int) -> list[dict[str, float]]:
-    """Trains three steps and returns what was logged."""
-    tokenizer = build_tokenizer()
-    data = rows("train", 64)
-    per_device = GLOBAL_BATCH // processes // accumulation
-    options = settings(
-        output_dir,
-        per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=accumulation,
-        shuffle_dataset=False,
-        max_steps=3,
-    )
-    peft_config = None
-    if case.endswith("+lora"):
-        from peft import LoraConfig
+def even_reward(completions, log_extra, hopeless=None, **_):
+    """1 for completions of even length, about half of them; feedback for the others; 0 in a hopeless row."""
+    lengths = [len(completion[0]["content"]) for completion in completions]
+    hopeless = hopeless or [False] * len(lengths)
+    rewards = [float(n % 2 == 0 and not lost) for n, lost in zip(lengths, hopeless, strict=True)]
+    log_extra("feedback", [None if reward else f"{n} is odd" for n, reward in zip(lengths, rewards, strict=True)])
+    return rewards
 
-        peft_config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-        case = case.removesuffix("+lora")
-    if case == "grpo":
-        config = GRPOConfig(**options)
-        trainer_class, rewards = GRPOTrainer, digit_reward
-    else:
-        # Rows whose solution is too long are dropped: with `one-rank-empty`, all rows of the second half of a batch.
-        if case == "opsd-one-rank-empty":
-            for index, row in enumerate(data):
-                row["solution"] = "1" * 300 if index % GLOBAL_BATCH >= GLOBAL_BATCH // 2 else row["solution"]
-        config = OPSDConfig(
-            **options | {"num_generations": 1},
-            reference_template=REFERENCE_TEMPLATE,
-            max_teacher_length=200,
-            aggregation="token-global",
-        )
-        trainer_class, rewards = OPSDTrainer, None
-    trainer = trainer_class(
-        make_model(tokenizer), rewards, config, Dataset.from_list(data), processing_class=tokenizer,
-        rollout_func=fixed_rollouts, peft_config=peft_config,
-    )  # fmt: skip
+
+HINDSIGHT = {
+    "demonstration_section": "<D>{demonstration}", "feedback_section": "<F>{feedback}", "support_size": 20,
+    "teacher_template": "{prompt}{sections}<C>", "warmup_steps": 0, "teacher_update_rate": 0.3,
+}  # fmt: skip
+
+#: What a method's short run needs besides the common settings.
+OPTIONS = {
+    "opd": {"num_generations": 1},
+    "opsd": {
+        "num_generations": 1,
+        "reference_template": REFERENCE_TEMPLATE,
+        "max_teacher_length": 200,
+        "aggregation": "token-global",
+    },
+    "sdpo": HINDSIGHT,
+    "srpo": HINDSIGHT,
+    "exopd": {"num_generations": 1},
+    "scope": {},
+}
+REWARDS = {"grpo": digit_reward, "sdpo": even_reward, "srpo": even_reward, "scope": even_reward}
+EXTERNAL = ("opd", "exopd", "scope")
+
+
+def make_trainer(method: str, output_dir: Path | str, lora: bool = False, **overrides) -> OnPolicyTrainer:
+    """A trainer of the method on the tiny student and the deterministic rollouts.
+
+    Args:
+        method (`str`): Its name.
+        output_dir (`Path`): Where it may write.
+        lora (`bool`): Whether the student is adapted instead of trained whole.
+        overrides: Options of its config, or the trainer's own arguments.
+    """
+    from peft import LoraConfig
+
+    tokenizer = build_tokenizer()
+    arguments = {
+        "reward_funcs": REWARDS.get(method),
+        "train_dataset": Dataset.from_list(rows("train", 48)),
+        "rollout_func": fixed_rollouts,
+        "processing_class": tokenizer,
+        "peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
+    }
+    if method in EXTERNAL:
+        arguments["teacher_model"] = make_model(tokenizer, seed=3)
+    taken = (*arguments, "reference_model")
+    arguments |= {name: overrides.pop(name) for name in list(overrides) if name in taken}
+    common = {"per_device_train_batch_size": GLOBAL_BATCH, "shuffle_dataset": False, "max_steps": 3}
+    config = getattr(trl_opd, METHODS[method].config)
+    options = settings(output_dir, **(common | OPTIONS.get(method, {}) | overrides))
+    return getattr(trl_opd, METHODS[method].trainer)(make_model(tokenizer), args=config(**options), **arguments)
+
+
+def logged(trainer: OnPolicyTrainer) -> list[dict[str, float]]:
+    """What was logged at every step, less what depends on the clock."""
+    keys = ("loss", "grad_norm", "generated_tokens", "teacher_tokens", "entropy")
+    kinds = ("context/", "distill/")
+    history = [row for row in trainer.state.log_history if "loss" in row]
+    return [{key: row[key] for key in row if key in keys or key.startswith(kinds)} for row in history]
+
+
+def train(case: str, output_dir: Path | str, processes: int) -> list[dict[str, float]]:
+    """Trains three steps and returns what was logged.
+
+    Args:
+        case (`str`): "method", then "+lora" if the student is adapted, "+half" if the teacher has nothing to read in
+            the second half of the rows, and "/3" for three gradient-accumulation steps (with several processes only).
+    """
+    name, _, steps = case.partition("/")
+    method, *flags = name.split("+")
+    accumulation = int(steps or 1) if processes > 1 else 1
+    data = rows("train", 48)
+    if "half" in flags:
+        # Nothing for all rows of one process: the other must not wait for it.
+        for index, row in enumerate(data):
+            row["solution"] = "1" * 300 if index % GLOBAL_BATCH >= GLOBAL_BATCH // 2 else row["solution"]
+            row["hopeless"] = index % 3 > 0
+    trainer = make_trainer(
+        method,
+        Path(output_dir) / str(processes) / case.replace("/", "-"),
+        lora="lora" in flags,
+        train_dataset=Dataset.from_list(data),
+        per_device_train_batch_size=GLOBAL_BATCH // processes // accumulation,
+        gradient_accumulation_steps=accumulation,
+    )
     assert trainer.accelerator.num_processes == processes
     trainer.train()
-    history = [row for row in trainer.state.log_history if "loss" in row]
-    keys = ("loss", "grad_norm", "generated_tokens", "context/dropped_fraction", "distill/divergence", "entropy")
-    return [{key: row[key] for key in keys if key in row} for row in history]
+    return logged(trainer)
 
 
 if __name__ == "__main__":
-    logged = train(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    results = {case: train(case, sys.argv[1], int(sys.argv[2])) for case in sys.argv[3:]}
     if PartialState().is_main_process:
-        print("RESULT " + json.dumps(logged), flush=True)
+        print("RESULT " + json.dumps(results), flush=True)

@@ -64,8 +64,9 @@ def main(argv: Sequence[str] | None = None, launcher: Sequence[str] = LAUNCHER) 
 
         paths = write_report(spec)
     except UserError as error:
-        print(f"trl-opd board: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
+    console.print(Text(paths["table"].read_text()), soft_wrap=True)
     for path in paths.values():
         console.print(Text(str(path)), soft_wrap=True)
     return status

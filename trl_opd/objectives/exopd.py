@@ -11,6 +11,8 @@ Differs from the released code (RUCBM/G-OPD): lambda is ignored there unless two
 silently gets the maths teacher; here a reference always exists and an unknown domain is refused.
 """
 
+import math
+
 from torch import Tensor
 
 from trl_opd.contexts import teacher_reads
@@ -25,6 +27,10 @@ class ExOPD(Objective):
     teacher = "external"
 
     def __init__(self, config):
+        if not math.isfinite(config.extrapolation):
+            raise UserError(
+                f"extrapolation is {config.extrapolation}, but must be a finite number; the paper's is 1.25."
+            )
         self.divergence = Divergence.of(config)
         if self.divergence.kind != "reverse_kl" or self.divergence.estimator == "topk":
             raise UserError(
