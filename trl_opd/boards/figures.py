@@ -84,8 +84,11 @@ def smoothing_window(logged: int) -> int:
 
 
 def forest(results: dict[str, Any]) -> dict[str, Any] | None:
-    """Differences to the baseline with their intervals; None if there is none."""
-    rows = [row for row in results["rows"] if row["difference"]]
+    """The methods' differences to the baseline with their intervals; None if there is none.
+
+    The untrained base is in the table alone: it lies so far off that nothing else could be told apart.
+    """
+    rows = [row for row in results["rows"] if row["difference"] and row["name"] != BASE_RUN]
     if not rows:
         return None
     values = [row["difference"][key] or 0.0 for row in rows for key in ("low", "value", "high")]
