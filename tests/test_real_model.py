@@ -1,4 +1,4 @@
-"""A real pretrained model and real GSM8K rows, through the commands of the README: slow, and needs the shared folder."""
+"""A real pretrained model and real GSM8K rows, through the README's commands: slow, needs the shared folder."""
 
 import json
 import subprocess
@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 #: What a local copy of GSM8K needs besides the recipe: its columns have other names than on the hub.
-LOCAL = ["--column_map", '{"problem": "problem", "solution": "solution", "answer": "answer"}', "--answer_pattern", "(.+)"]
+COLUMNS = '{"problem": "problem", "solution": "solution", "answer": "answer"}'
+LOCAL = ["--column_map", COLUMNS, "--answer_pattern", "(.+)"]
 SMALL = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--max_completion_length", "64"]
 CPU = ["--use_cpu", "true", "--bf16", "false", "--dtype", "float32"]
 

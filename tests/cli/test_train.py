@@ -120,67 +120,58 @@ def broken_reward(completions, **_):
     raise RuntimeError("no such luck")
 
 
+#: What goes wrong -> (command, a fragment of the message); RECIPE, PLAIN and MODEL stand for paths.
 BAD = {
-    "no command": ([], "No command"),
-    "unknown command": (["trane"], "no command 'trane'"),
-    "unknown method": (["train", "opsdd"], "did you mean 'opsd'"),
-    "no recipe": (["train", "opsd", "--config", "missing.yaml"], "There is no recipe missing.yaml"),
-    "nothing after config": (["train", "opsd", "--config"], "--config is followed by nothing"),
-    "unknown option": (["train", "opsd", "--config", "RECIPE", "--lerning_rate", "1"], "did you mean 'learning_rate'"),
-    "no model": (["train", "opsd", "--config", "RECIPE"], "model_name_or_path is missing"),
-    "wrong model path": (
-        ["train", "opsd", "--config", "RECIPE", "--model_name_or_path", "./nowhere"],
-        "no config.json",
-    ),
-    "wrong testbed model": (["train", "opsd", "--config", "RECIPE", "--model_name_or_path", "testbed/bse"], "bse"),
+    "no command": ("", "No command"),
+    "unknown command": ("trane", "no command 'trane'"),
+    "unknown method": ("train opsdd", "did you mean 'opsd'"),
+    "no recipe": ("train opsd --config missing.yaml", "There is no recipe missing.yaml"),
+    "nothing after config": ("train opsd --config", "--config is followed by nothing"),
+    "unknown option": ("train opsd --config RECIPE --lerning_rate 1", "did you mean 'learning_rate'"),
+    "no model": ("train opsd --config RECIPE", "model_name_or_path is missing"),
+    "wrong model path": ("train opsd --config RECIPE --model_name_or_path ./nowhere", "no config.json"),
+    "wrong testbed model": ("train opsd --config RECIPE --model_name_or_path testbed/bse", "bse"),
     "wrong data path": (
-        ["train", "opsd", "--config", "RECIPE", "--model_name_or_path", "MODEL", "--dataset_name", "no.jsonl"],
+        "train opsd --config RECIPE --model_name_or_path MODEL --dataset_name no.jsonl",
         "There is no data file no.jsonl",
     ),
     "no solution column": (
-        ["train", "opsd", "--config", "RECIPE", "--model_name_or_path", "MODEL", "--solution_column", "proof"],
+        "train opsd --config RECIPE --model_name_or_path MODEL --solution_column proof",
         "no column 'proof'",
     ),
-    "no teacher": (["train", "opd", "--config", "PLAIN", "--model_name_or_path", "MODEL"], "external teacher and none"),
+    "no teacher": ("train opd --config PLAIN --model_name_or_path MODEL", "external teacher and none"),
     "wrong teacher": (
-        ["train", "opd", "--config", "PLAIN", "--model_name_or_path", "MODEL", "--teacher_model_name_or_path", "./nowhere"],
+        "train opd --config PLAIN --model_name_or_path MODEL --teacher_model_name_or_path ./nowhere",
         "no config.json",
     ),
     "group of one": (
-        ["train", "grpo", "--config", "PLAIN", "--model_name_or_path", "MODEL", "--num_generations", "1", "--reward_funcs", "math_reward"],
+        "train grpo --config PLAIN --model_name_or_path MODEL --num_generations 1 --reward_funcs math_reward",
         "num_generations=1",
     ),
-    "no reward": (["train", "grpo", "--config", "PLAIN", "--model_name_or_path", "MODEL"], "no reward function"),
+    "no reward": ("train grpo --config PLAIN --model_name_or_path MODEL", "no reward function"),
     "unknown reward": (
-        ["train", "grpo", "--config", "PLAIN", "--model_name_or_path", "MODEL", "--reward_funcs", "maths_reward"],
+        "train grpo --config PLAIN --model_name_or_path MODEL --reward_funcs maths_reward",
         "did you mean 'math_reward'",
     ),
-    "sizes do not divide": (
-        ["train", "grpo", "--config", "PLAIN", "--model_name_or_path", "MODEL", "--num_generations", "3"],
-        "divisible",
-    ),
+    "sizes do not divide": ("train grpo --config PLAIN --model_name_or_path MODEL --num_generations 3", "divisible"),
     "ignored option": (
-        ["train", "opsd", "--config", "RECIPE", "--model_name_or_path", "MODEL", "--scale_rewards", "batch"],
+        "train opsd --config RECIPE --model_name_or_path MODEL --scale_rewards batch",
         "scale_rewards",
     ),
     "bad template": (
-        ["train", "opsd", "--config", "RECIPE", "--model_name_or_path", "MODEL", "--reference_template", "{prompt}"],
+        "train opsd --config RECIPE --model_name_or_path MODEL --reference_template {prompt}",
         "{solution}",
     ),
-    "empty limit": (
-        ["train", "opsd", "--config", "RECIPE", "--model_name_or_path", "MODEL", "--dataset_limit", "0"],
-        "no rows",
-    ),
+    "empty limit": ("train opsd --config RECIPE --model_name_or_path MODEL --dataset_limit 0", "no rows"),
 }
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_sentence_and_exit_status_2(case, tmp_path, model_path, capsys):
-    argv, fragment = BAD[case]
-    names = {"RECIPE": opsd_recipe(tmp_path), "PLAIN": recipe(tmp_path), "MODEL": model_path}
-    if "PLAIN" in argv:
-        names["PLAIN"] = recipe(tmp_path)
-    argv = [names.get(argument, argument) for argument in argv]
+    command, fragment = BAD[case]
+    write = recipe if "PLAIN" in command else opsd_recipe
+    names = {"RECIPE": write(tmp_path), "PLAIN": write(tmp_path), "MODEL": model_path}
+    argv = [names.get(argument, argument) for argument in command.split()]
     if argv[:1] == ["train"] and "--config" in argv[:-1]:
         argv += ["--output_dir", str(tmp_path / "out")]
     assert main(argv) == 2

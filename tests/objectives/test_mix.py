@@ -81,7 +81,16 @@ def test_mix_refuses_what_would_be_ignored(options, fragment, tmp_path):
 
 
 def test_mix_is_written_in_yaml_alone(tmp_path):
-    text = "context: hindsight\nuse_feedback: true\nright: ce\nwrong: kl\ndivergence: jsd\njsd_beta: 0.3\nteacher_weights: ema\nteacher_update_rate: 0.1\n"
+    text = """
+        context: hindsight
+        use_feedback: true
+        right: ce
+        wrong: kl
+        divergence: jsd
+        jsd_beta: 0.3
+        teacher_weights: ema
+        teacher_update_rate: 0.1
+    """
     objective = Mix(MixConfig(**settings(tmp_path), **yaml.safe_load(text)))
     assert objective.needs_groups
     assert objective.needs_rewards

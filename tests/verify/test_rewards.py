@@ -24,7 +24,17 @@ def test_it_takes_what_trl_passes_and_logs_its_reasons():
         log_metric=None,
     )
     assert rewards == [1.0, 0.0]
-    assert logged == {"extracted": ["2", ""], "verdict": ["correct", "no answer"]}
+    assert logged == {
+        "extracted": ["2", ""],
+        "verdict": ["correct", "no answer"],
+        "feedback": [None, "No final answer in \\boxed{} was found."],
+    }
+
+
+def test_feedback_never_tells_the_expected_answer():
+    logged = {}
+    math_reward(["I say \\boxed{41}", "\\boxed{42}"], answer=["42", "42"], log_extra=logged.__setitem__)
+    assert logged["feedback"] == ["The final answer 41 is not correct.", None]
 
 
 def test_the_last_message_counts_and_may_have_no_text():

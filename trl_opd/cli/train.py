@@ -194,8 +194,11 @@ def make_trainer(kind: type, dataset, reward_functions, config, model_args):
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
     } | (config.model_init_kwargs or {})
-    if getattr(config, "teacher_model_name_or_path", None):
-        config.teacher_model_name_or_path = resolve_model(config.teacher_model_name_or_path)
+    for option in ("teacher_model_name_or_path", "reference_model_name_or_path"):
+        if getattr(config, option, None):
+            setattr(config, option, resolve_model(getattr(config, option)))
+    if getattr(config, "teacher_models", None):
+        config.teacher_models = {domain: resolve_model(name) for domain, name in config.teacher_models.items()}
     config.disable_tqdm = True
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)

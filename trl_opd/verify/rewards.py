@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 from trl_opd.errors import UserError
-from trl_opd.verify.math import MathVerifier
+from trl_opd.verify.math import MathVerifier, Verdict
 
 
 @cache
@@ -25,7 +25,7 @@ def math_reward(
         completions (`list`): `B` texts or `B` lists of messages, of which the last one is scored.
         answer (`list[str]`): The data set's `answer` column, `B` strings.
         log_extra (`Callable`, *optional*): TRL's hook for more columns in the completions table; gets the answers that
-            were read and the reasons of the verdicts.
+            were read, the reasons of the verdicts, and feedback for methods whose teacher reads it.
         **kwargs: What else TRL passes; not read.
 
     Returns:
@@ -43,7 +43,17 @@ def math_reward(
     if log_extra is not None:
         log_extra("extracted", [verdict.extracted or "" for verdict in verdicts])
         log_extra("verdict", [verdict.reason for verdict in verdicts])
+        log_extra("feedback", [_feedback(verdict) for verdict in verdicts])
     return [float(verdict.correct) for verdict in verdicts]
+
+
+def _feedback(verdict: Verdict) -> str | None:
+    """What an environment may say about a failed attempt: never the expected answer, which would be a leak."""
+    if verdict.correct:
+        return None
+    if verdict.extracted is None:
+        return "No final answer in \\boxed{} was found."
+    return f"The final answer {verdict.extracted} is not correct."
 
 
 def _last_text(messages: list[dict[str, Any]]) -> str:
