@@ -110,6 +110,8 @@ def parse(config_name: str, options: list[str]) -> tuple[Any, Any, Any]:
 
     kinds = _dataclasses(config_name)
     known = {f.name for kind in kinds for f in fields(kind)}
+    # TRL's default sets an option that transformers has renamed; the user can do nothing about it.
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
     try:
         *parsed, unknown = TrlParser(kinds).parse_args_and_config(options, return_remaining_strings=True)
     except (ValueError, TypeError) as error:
@@ -201,7 +203,6 @@ def make_trainer(kind: type, dataset, reward_functions, config, model_args):
         config.teacher_models = {domain: resolve_model(name) for domain, name in config.teacher_models.items()}
     config.disable_tqdm = True
     transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
     trainer = kind(
         model=resolve_model(model_args.model_name_or_path),
         reward_funcs=reward_functions,
