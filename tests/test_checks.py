@@ -190,17 +190,22 @@ def test_grpo_needs_a_reward_function_and_distillation_none(tmp_path):
 
 def test_opd_needs_a_teacher(tmp_path):
     made = config("opd", tmp_path)
-    assert_refused("teacher_model", check_teacher, None, made, OBJECTIVES["opd"](made))
-    check_teacher("some/teacher", made, OBJECTIVES["opd"](made))
+    assert_refused("teacher_model", check_teacher, None, None, made, OBJECTIVES["opd"](made))
+    check_teacher("some/teacher", None, made, OBJECTIVES["opd"](made))
     named = config("opd", tmp_path, teacher_model_name_or_path="some/teacher")
-    check_teacher(None, named, OBJECTIVES["opd"](named))
+    check_teacher(None, None, named, OBJECTIVES["opd"](named))
 
 
 @pytest.mark.parametrize("method", ["opsd", "grpo"])
 def test_a_teacher_that_would_be_ignored_is_refused(method, tmp_path):
     made = config(method, tmp_path)
-    assert_refused("teacher_model", check_teacher, "some/teacher", made, OBJECTIVES[method](made))
-    check_teacher(None, made, OBJECTIVES[method](made))
+    assert_refused("teacher_model", check_teacher, "some/teacher", None, made, OBJECTIVES[method](made))
+    check_teacher(None, None, made, OBJECTIVES[method](made))
+
+
+def test_a_reference_that_would_be_ignored_is_refused(tmp_path):
+    made = config("opd", tmp_path, teacher_model_name_or_path="some/teacher")
+    assert_refused("reference", check_teacher, None, "some/reference", made, OBJECTIVES["opd"](made))
 
 
 # One rollout per prompt

@@ -175,7 +175,7 @@ def test_results_are_not_taken_over_by_other_settings_or_other_questions(tmp_pat
 
 BAD = {
     "no model": (["--model_name_or_path", ""], "model_name_or_path is missing"),
-    "no reward": (["--reward_funcs", "math_reward"], "no reward function reports feedback"),
+    "no reward": (["--reward_funcs", "trl_opd.trainer.no_reward"], "no reward function reports feedback"),
     "batch of another size": (["--per_device_train_batch_size", "8"], "gives? 8 attempts"),
     "two updates in a round": (["--num_iterations", "2"], "2 updates"),
     "no round": (["--max_steps", "0"], "at least one round"),
