@@ -1,11 +1,11 @@
 """What is refused at launch: settings that cannot work, each with the way out, before a model is loaded."""
 
-from dataclasses import MISSING, fields
 from typing import Any
 
 from transformers import AutoTokenizer
 
 from trl_opd.aggregation import MODES
+from trl_opd.defaults import changed
 from trl_opd.errors import UserError
 from trl_opd.objectives.base import Objective
 from trl_opd.policy import AGGREGATION_OF_LOSS_TYPE
@@ -82,17 +82,11 @@ def check_config(config: Any, objective: Objective) -> None:
 
 def _check_ignored(config: Any, objective: Objective) -> None:
     for name in POLICY_ONLY:
-        if getattr(config, name) != _default(config, name):
+        if name in changed(config):
             raise UserError(
                 f"{name}={getattr(config, name)!r} acts on the policy gradient, which {objective.name} does not have: "
                 "it would be ignored; remove it."
             )
-
-
-def _default(config: Any, name: str) -> Any:
-    """The value that a config's class gives a field."""
-    (field,) = (f for f in fields(config) if f.name == name)
-    return field.default_factory() if field.default is MISSING else field.default
 
 
 def _check_self_teacher(config: Any, objective: Objective) -> None:
@@ -108,7 +102,7 @@ def _check_self_teacher(config: Any, objective: Objective) -> None:
                 f"teacher_update_rate is {rate}, but teacher_weights: {config.teacher_weights} needs one in [0, 1]; "
                 "0 never moves the teacher, 1 makes it the student."
             )
-    elif rate is not None and rate != _default(config, "teacher_update_rate"):
+    elif rate is not None and "teacher_update_rate" in changed(config):
         raise UserError(
             f"teacher_update_rate={rate} would be ignored with teacher_weights: {config.teacher_weights}; remove it, "
             "or set teacher_weights to ema or trust-region."

@@ -8,7 +8,7 @@ with an identity matrix for a head, so that the hidden states are the logits.
 
 import json
 import math
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trl_opd.aggregation import Window, count, token_weights
 from trl_opd.configs import ExOPDConfig, OPSDConfig, SDPOConfig
+from trl_opd.defaults import default_of
 from trl_opd.errors import UserError
 from trl_opd.loss import LOG_RATIO_LIMIT, Tokens, token_loss
 from trl_opd.objectives.base import Objective
@@ -212,7 +213,7 @@ SAMPLED = {"divergence": "reverse_kl", "jsd_beta": None, "estimator": "k1", "sup
 def _objective(case: Case) -> Objective:
     kind, config, needed = METHODS[case.method]
     # A configuration's defaults, without the training arguments' search for an accelerator.
-    options = {f.name: f.default_factory() if f.default is MISSING else f.default for f in fields(config)}
+    options = {f.name: default_of(f) for f in fields(config)}
     options |= SAMPLED if case.method.endswith("_sampled") else _over_vocabulary(case, case.settings[needed])
     options |= {
         "entry_clip": None,

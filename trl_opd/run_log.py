@@ -7,7 +7,7 @@ import platform
 import resource
 import sys
 import time
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +15,7 @@ from typing import IO, Any
 import torch
 from transformers import TrainerCallback
 
+from trl_opd.defaults import changed
 from trl_opd.errors import UserError
 from trl_opd.state import newest_checkpoint
 
@@ -27,16 +28,15 @@ CIRCUMSTANCES = ("output_dir", "resume_from_checkpoint", "logging_dir", "run_nam
 
 def differences(*configs: Any) -> dict[str, Any]:
     """The fields of dataclasses whose values are not their defaults, in a form that JSON holds."""
-    changed: dict[str, Any] = {}
+    plain = (str, int, float, bool, list, dict, type(None))
+    found: dict[str, Any] = {}
     for config in configs:
-        for f in fields(config):
-            default = f.default_factory() if f.default is MISSING and f.default_factory is not MISSING else f.default
-            value = getattr(config, f.name)
-            if f.init and value != default and not f.name.startswith("_") and not is_dataclass(value):
-                changed[f.name] = (
-                    value if isinstance(value, (str, int, float, bool, list, dict, type(None))) else str(value)
-                )
-    return changed
+        given = changed(config)
+        for name in (f.name for f in fields(config) if f.init and f.name in given and not f.name.startswith("_")):
+            value = getattr(config, name)
+            if not is_dataclass(value):
+                found[name] = value if isinstance(value, plain) else str(value)
+    return found
 
 
 def versions() -> dict[str, str]:

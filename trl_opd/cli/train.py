@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from trl_opd.defaults import default_of
 from trl_opd.errors import UserError
 from trl_opd.methods import METHODS, method
 from trl_opd.suggest import suggest
@@ -66,7 +67,7 @@ def _method_help(name: str) -> str:
     ):
         lines += ["", f"{title}:"]
         for f in group:
-            default = f.default_factory() if callable(f.default_factory) else f.default
+            default = default_of(f)
             shown = "the built-in text" if isinstance(default, str) and "\n" in default else default
             lines += [f"  --{f.name} (default: {shown})", f"      {f.metadata.get('help', '')}"]
     return "\n".join(lines)

@@ -6,11 +6,10 @@ feeds `without_context` instead. `weighting` refines the weights as SRPO does ("
 ("perplexity"). The named methods are points of this space; docs/mixing.md shows two others.
 """
 
-from dataclasses import MISSING, fields
-
 from torch import Tensor
 
 from trl_opd.contexts import Context, ReferenceSolution, teacher_reads
+from trl_opd.defaults import changed
 from trl_opd.errors import UserError
 from trl_opd.hindsight import hindsight
 from trl_opd.objectives.base import Objective, check_own_distribution, trust_region_rate
@@ -114,14 +113,11 @@ class Mix(Objective):
 
 def _check_options(config) -> None:
     """Refuses an option that was set although the choice it belongs to was not made."""
-    defaults = {
-        f.name: f.default_factory() if f.default is MISSING and f.default_factory is not MISSING else f.default
-        for f in fields(config)
-    }
+    set_by_user = changed(config)
     for (choice, value), options in OPTIONS.items():
-        changed = [name for name in options if getattr(config, name) != defaults[name]]
-        if changed and getattr(config, choice) != value:
+        ignored = [name for name in options if name in set_by_user]
+        if ignored and getattr(config, choice) != value:
             raise UserError(
-                f"{changed[0]} acts with {choice}: {value} only and would be ignored with {choice}: "
+                f"{ignored[0]} acts with {choice}: {value} only and would be ignored with {choice}: "
                 f"{getattr(config, choice)}; remove it, or set {choice}: {value}."
             )
