@@ -185,8 +185,7 @@ def test_only_the_demonstration_gets_shorter():
     made = context(**FEEDBACK, feedback_only_without_demonstration=False, include_attempt=True)
     (turn,) = made.shortened(rollouts, 0, lambda text: text[:2])
     assert turn["content"] == "question 0<D>th<A>mine<F>off by one<C>"
-    (turn,) = made.shortened(rollouts, 0, lambda text: "")
-    assert turn["content"] == "question 0<D><A>mine<F>off by one<C>"
+    assert made.shortened(rollouts, 0, lambda text: "") is None  # an empty demonstration is none
     assert made.shortened(rollouts, 1, lambda text: text[:2]) is None
 
 
@@ -286,7 +285,7 @@ def test_the_teacher_reads_the_sibling_before_the_completion(tmp_path, student, 
     assert logged["context/shortened_fraction"] == logged["context/dropped_fraction"] == 0.0
 
 
-@pytest.mark.parametrize("excess", [0, 1, 5, len(RIGHT)])
+@pytest.mark.parametrize("excess", [0, 1, 5, len(RIGHT) - 1])
 def test_an_over_long_demonstration_is_shortened_and_counted(excess, tmp_path, student, tokenizer):
     texts = [RIGHT, WRONG, WRONG, WRONG]
     _, seen, _ = sdpo(tmp_path / "whole", student, tokenizer, texts)
@@ -304,11 +303,11 @@ def test_an_over_long_demonstration_is_shortened_and_counted(excess, tmp_path, s
         assert len(tokenizer(context_read)["input_ids"]) + len(WRONG) + 1 == whole - excess
 
 
-def test_where_not_even_an_empty_demonstration_fits_the_row_is_dropped(tmp_path, student, tokenizer):
+def test_where_nothing_of_the_demonstration_fits_the_row_is_dropped(tmp_path, student, tokenizer):
     texts = [RIGHT, WRONG, WRONG, WRONG]
     trainer, seen, _ = sdpo(tmp_path / "whole", student, tokenizer, texts)
     whole = len(tokenizer(seen[0])["input_ids"]) + len(WRONG) + 1
-    limit = whole - len(RIGHT) - 1
+    limit = whole - len(RIGHT)
     trainer, seen, logged = sdpo(tmp_path / "cut", student, tokenizer, texts, max_teacher_length=limit)
     assert seen == []
     assert logged["context/dropped_fraction"] == 0.75

@@ -234,7 +234,7 @@ def test_the_average_of_a_bf16_student_is_kept_in_float32(with_adapter, tokenize
     move(student, seed=2)
     for step in range(1, 201):
         teacher.update(step)
-    current = teacher._current()
+    current = dict(teacher._current())
     for name, value in teacher.average.items():
         expected = start[name] + (1 - 0.999**200) * (current[name] - start[name])
         torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-4)

@@ -25,6 +25,17 @@ UNSUPPORTED = {
     "cast_lm_head_to_fp32": False,
 }
 
+#: Sizes and counts, and the least that makes sense.
+LEAST = {
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "max_completion_length": 1,
+    "save_steps": 1,
+    "logging_steps": 1,
+    "num_iterations": 1,
+    "seed": 0,
+}
+
 #: Options that act on the policy gradient alone, and so would be ignored by an objective that has none.
 POLICY_ONLY = (
     "beta",
@@ -46,6 +57,14 @@ def check_config(config: Any, objective: Objective) -> None:
     Raises:
         `UserError`: With the option and the way out.
     """
+    for name, least in LEAST.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise UserError(f"{name} is {value}, but must be at least {least}.")
+    if config.max_steps == 0:
+        raise UserError("max_steps is 0, so nothing would be trained; set it, or leave it out to train whole epochs.")
+    if not config.learning_rate >= 0.0:
+        raise UserError(f"learning_rate is {config.learning_rate}, but must not be negative.")
     for name, off in UNSUPPORTED.items():
         if getattr(config, name) != off:
             raise UserError(
@@ -59,6 +78,8 @@ def check_config(config: Any, objective: Objective) -> None:
         )
     if config.aggregation is not None and config.aggregation not in MODES:
         raise UserError(f"aggregation={config.aggregation!r} is unknown; choose one of {', '.join(MODES)}.")
+    if config.fp16:
+        raise UserError("fp16 is not supported: gradients are taken before the loss is scaled; use bf16 or float32.")
     if not config.temperature > 0.0:
         raise UserError(f"temperature is {config.temperature}, but it divides the logits and must be positive.")
     if resolve_aggregation(config) == "dr" and config.max_completion_length is None:
@@ -122,6 +143,12 @@ def _check_windows(config: Any) -> None:
             f"gradient_accumulation_steps={config.gradient_accumulation_steps}: an optimizer step would span two "
             "rollout batches and its denominator would not be known; make it a multiple, or leave it unset."
         )
+    per_batch = config.steps_per_generation * config.num_iterations // config.gradient_accumulation_steps
+    if config.save_strategy == "steps" and config.save_steps % per_batch != 0:
+        raise UserError(
+            f"save_steps={config.save_steps} is not a multiple of the {per_batch} optimizer steps that share a rollout "
+            "batch: a run resumed from such a checkpoint would draw other rollouts; make it one."
+        )
 
 
 def resolve_aggregation(config: Any) -> str:
@@ -150,6 +177,11 @@ def check_data(dataset: Any, objective: Objective, which: str = "train_dataset")
                 f"{which} has no column {column!r}, which {objective.name} needs (it has: {', '.join(columns)}); "
                 f"{remedy}."
             )
+    first = next(iter(dataset))["prompt"]
+    if not isinstance(first, (str, list)):
+        raise UserError(
+            f"The prompts of {which} are {type(first).__name__} values; make them texts or lists of messages."
+        )
     for column in wanted[1:]:
         kind = getattr(dataset.features[column], "dtype", None)
         if kind not in ("string", "large_string"):
@@ -157,6 +189,29 @@ def check_data(dataset: Any, objective: Objective, which: str = "train_dataset")
                 f"The column {column!r} of {which} holds {kind or 'structured'} values, and the teacher reads text; "
                 "turn it into strings."
             )
+
+
+def check_size(dataset: Any, config: Any) -> None:
+    """Refuses a dataset that does not fill one rollout batch: TRL would train zero steps and call it done.
+
+    Raises:
+        `UserError`: With both sizes.
+    """
+    prompts = config.generation_batch_size // config.num_generations
+    if hasattr(dataset, "__len__") and len(dataset) < prompts:
+        raise UserError(
+            f"train_dataset has {len(dataset)} rows, but one rollout batch takes {prompts} prompts: no step could be "
+            "made; lower per_device_train_batch_size or gradient_accumulation_steps, or add rows."
+        )
+
+
+def evaluation_sets(eval_dataset: Any) -> dict[str, Any]:
+    """The evaluation datasets by the names that messages use."""
+    if eval_dataset is None or isinstance(eval_dataset, str):
+        return {}
+    if isinstance(eval_dataset, dict):
+        return {f"eval_dataset[{name!r}]": dataset for name, dataset in eval_dataset.items()}
+    return {"eval_dataset": eval_dataset}
 
 
 def check_rewards(reward_funcs: Any, objective: Objective) -> None:

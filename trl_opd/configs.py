@@ -122,7 +122,8 @@ class DistillationConfig(GRPOConfig):
         teacher_chat_template_kwargs (`dict[str, Any]`, *optional*):
             Arguments of the chat template on the teacher's side, e.g. its thinking flag. `None` for the student's.
         max_teacher_length (`int`, *optional*):
-            Longest teacher input in tokens, context and completion together; a longer context is dropped and counted.
+            Longest teacher input in tokens, context and completion together. A demonstration is shortened to fit, any
+            other context that is longer is dropped; both are counted.
             `None` for the longest that the teacher model takes.
     """
 

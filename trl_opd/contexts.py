@@ -2,7 +2,8 @@
 
 A context rewrites the last user turn and nothing else. Student and teacher prompts are then rendered by one and the
 same function, and the student's completion ids are appended to both as they are: nothing is ever re-tokenised. A
-context that does not fit the teacher's limit is dropped and counted, never cut.
+context that does not fit the teacher's limit is dropped and counted; only a demonstration may be shortened first, and
+that is counted too.
 """
 
 import re

@@ -23,7 +23,7 @@ class DataArguments:
         dataset_name (`str`):
             `"testbed"`, a path to a .jsonl, .json, .parquet or .csv file, or the id of a dataset on the hub.
         dataset_config (`str`, *optional*):
-            Configuration of the hub dataset.
+            Configuration of the hub dataset; a local file has none.
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
             Split to train on; a local file is one split whatever its name.
         dataset_limit (`int`, *optional*):
@@ -44,7 +44,9 @@ class DataArguments:
         default=None,
         metadata={"help": "testbed, a path to a .jsonl/.json/.parquet/.csv file, or a dataset on the hub."},
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the hub dataset."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the hub dataset; a local file has none."}
+    )
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_limit: int | None = field(default=None, metadata={"help": "Only the first so many rows."})
     column_map: str | None = field(
@@ -70,6 +72,8 @@ def load_training_data(arguments: DataArguments):
         `UserError`: If there are none, or if a column, pattern or placeholder does not fit them.
     """
     dataset = _load(arguments)
+    if arguments.dataset_limit is not None and arguments.dataset_limit < 1:
+        raise UserError(f"dataset_limit is {arguments.dataset_limit}, which leaves no rows; make it at least 1.")
     if arguments.dataset_limit is not None:
         dataset = dataset.select(range(min(arguments.dataset_limit, len(dataset))))
     if len(dataset) == 0:
@@ -100,7 +104,7 @@ def _load(arguments: DataArguments):
     if path.suffix in FILE_LOADERS:
         if not path.exists():
             raise UserError(f"There is no data file {name}; check the path in dataset_name.")
-        return load_dataset(FILE_LOADERS[path.suffix], data_files=str(path), split="train")
+        return _load_file(path)
     try:
         return load_dataset(name, arguments.dataset_config, split=arguments.dataset_train_split)
     except (DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
@@ -108,6 +112,19 @@ def _load(arguments: DataArguments):
         raise UserError(
             f"The dataset {name} could not be loaded ({reason}); check its id, configuration and split."
         ) from error
+
+
+def _load_file(path: Path):
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
+
+    if path.stat().st_size == 0:
+        raise UserError(f"The data file {path} is empty; check how it was made.")
+    try:
+        return load_dataset(FILE_LOADERS[path.suffix], data_files=str(path), split="train")
+    except (DatasetGenerationError, ValueError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"The data file {path} cannot be read as {path.suffix[1:]} ({reason}); mend it.") from error
 
 
 def _map_columns(dataset, column_map: str):
@@ -128,7 +145,12 @@ def _map_columns(dataset, column_map: str):
 
 
 def _cut_answers(dataset, pattern: str):
-    compiled = re.compile(pattern)
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"answer_pattern {pattern!r} is no regular expression ({error}); mend it.") from error
+    if compiled.groups < 1:
+        raise UserError(f"answer_pattern {pattern!r} has no group to cut out; put the answer into parentheses.")
 
     def cut(row: dict[str, Any]) -> dict[str, str]:
         found = compiled.search(row["answer"])

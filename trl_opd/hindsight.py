@@ -116,6 +116,8 @@ class Hindsight(Context):
         if demonstration:
             shown += self.sections.demonstration
             values["demonstration"] = cut(demonstration)
+            if not values["demonstration"].strip():
+                return None  # nothing of it fits
         if feedback and self.include_attempt:
             shown += self.sections.attempt
             values["attempt"] = self._clean(rollouts.own[row].text)

@@ -1,6 +1,7 @@
 """What a run must remember besides the model and the optimizer, kept in every checkpoint."""
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -63,6 +64,18 @@ def resumable(output_dir: str, checkpoint: str | bool) -> Path:
             "start without resume_from_checkpoint."
         )
     return folder
+
+
+def rotate(output_dir: Path, limit: int | None, keep: str | None) -> None:
+    """Removes all but the newest `limit` complete checkpoints, and `keep`; those that were cut short go as well."""
+    if not limit:
+        return
+    newest_first = sorted(output_dir.glob("checkpoint-*"), key=lambda path: -int(path.name.rsplit("-", 1)[1]))
+    complete = [path for path in newest_first if (path / STATE_FILE).exists()]
+    spared = {*complete[:limit], *([Path(keep)] if keep else [])}
+    for path in newest_first:
+        if path not in spared:
+            shutil.rmtree(path)
 
 
 def newest_checkpoint(output_dir: str | Path) -> Path | None:

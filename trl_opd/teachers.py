@@ -38,10 +38,11 @@ class Scorer:
 
     @property
     def head(self) -> Head:
-        """The head with the scorer's own weights; taken anew only where they have moved."""
-        if self._head is None or self.live:
+        """The head with the weights that the scorer had when it last read."""
+        if self._head is None:
             with self.weights():
-                self._head = Head.of(causal_lm(self.model), self.temperature).detached()
+                head = Head.of(causal_lm(self.model), self.temperature).detached()
+            self._head = head.cloned() if self.live else head
         return self._head
 
     @property
@@ -60,6 +61,11 @@ class Scorer:
     def assign(self, rows: list[int], examples: list[dict]) -> list[tuple["Scorer", list[int]]]:
         """Who reads which rows."""
         return [(self, rows)]
+
+    def begin(self) -> None:
+        """Called before each rollout batch: a live head is taken anew, so that it fits the hidden states to come."""
+        if self.live:
+            self._head = None
 
     def update(self, step: int) -> None:
         """Called once per rollout batch with the number of optimizer steps taken; most scorers stay as they are."""
@@ -94,18 +100,21 @@ class MovingAverage(Scorer):
     """
 
     def __init__(self, student: nn.Module, temperature: float, rate: float):
-        super().__init__(student, temperature, weights=self._averaged)
         _check_averageable(student)
+        super().__init__(student, temperature, weights=self._averaged)
         self.rate = rate
         self.updated_at = 0
-        self.average = self._current()
+        self.average = {name: value.clone() for name, value in self._current()}
 
-    def _current(self) -> dict[str, Tensor]:
-        """The student's trainable weights of this moment, or its adapters' products, in float32."""
+    def _current(self) -> Iterator[tuple[str, Tensor]]:
+        """The student's trainable weights of this moment, or its adapters' products, in float32, one by one."""
         if not is_peft_model(self.model):
-            return {name: p.detach().float().clone() for name, p in self.model.named_parameters() if p.requires_grad}
-        return {name: layer.get_delta_weight(layer.active_adapters[0]).detach().float().clone()
-                for name, layer in _lora_layers(self.model)}  # fmt: skip
+            for name, p in self.model.named_parameters():
+                if p.requires_grad:
+                    yield name, p.detach().float()
+            return
+        for name, layer in _lora_layers(self.model):
+            yield name, layer.get_delta_weight(layer.active_adapters[0]).detach().float()
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -114,7 +123,9 @@ class MovingAverage(Scorer):
                 yield
             return
         merged = {
-            f"{name}.base_layer.weight": layer.base_layer.weight.detach().float() + self.average[name]
+            f"{name}.base_layer.weight": (layer.base_layer.weight.detach().float() + self.average[name]).to(
+                layer.base_layer.weight.dtype
+            )
             for name, layer in _lora_layers(self.model)
         }
         with self.model.disable_adapter(), swapped_in(self.model, merged):
@@ -125,7 +136,7 @@ class MovingAverage(Scorer):
         if step == self.updated_at:
             return
         self.updated_at, self._head = step, None
-        for name, value in self._current().items():
+        for name, value in self._current():
             self.average[name].lerp_(value.to(self.average[name].device), self.rate)
 
     def state(self) -> dict[str, Tensor]:
@@ -159,8 +170,14 @@ class ByDomain:
 
     def assign(self, rows: list[int], examples: list[dict]) -> list[tuple[Scorer, list[int]]]:
         """Who reads which rows."""
-        domains = {row: examples[row][self.column] for row in rows}
+        domains = {row: str(examples[row][self.column]) for row in rows}
+        unknown = sorted(set(domains.values()) - set(self.teachers))
+        if unknown:
+            raise UserError(f"No teacher is named for the domain {unknown[0]!r}; add it to teacher_models.")
         return [(teacher, [row for row in rows if domains[row] == domain]) for domain, teacher in self.teachers.items()]
+
+    def begin(self) -> None:
+        """Nothing, likewise."""
 
     def update(self, step: int) -> None:
         """Nothing: external teachers stay as they are."""
@@ -190,10 +207,13 @@ def _check_averageable(student: nn.Module) -> None:
     if not is_peft_model(student):
         return
     config = student.active_peft_config
-    if getattr(config, "use_dora", False) or getattr(config, "modules_to_save", None) or not _lora_layers(student):
+    more = [name for name in ("use_dora", "modules_to_save", "lora_bias") if getattr(config, name, None)]
+    packed = any(layer.base_layer.weight.ndim != 2 for _, layer in _lora_layers(student))
+    if more or packed or getattr(config, "bias", "none") != "none" or not _lora_layers(student):
         raise UserError(
-            "teacher_weights: ema averages the products of LoRA layers, which this adapter (DoRA, modules_to_save or "
-            "another kind) is more than; use teacher_weights: frozen, or plain LoRA."
+            "teacher_weights: ema averages the products of LoRA layers over unquantised weights, and this adapter is "
+            "something else (DoRA, biases, modules_to_save, a quantised base or another kind); use teacher_weights: "
+            "frozen, or plain LoRA."
         )
 
 
@@ -232,9 +252,10 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 
 
 def adapter_is_identity(student: nn.Module) -> bool:
-    """Whether the active adapter changes nothing: every LoRA B is zero."""
+    """Whether the active adapter changes nothing, and trains nothing else: every LoRA B is zero."""
     factors = [p for name, p in student.named_parameters() if "lora_B" in name]
-    return bool(factors) and not any(p.detach().any() for p in factors)
+    trained = [name for name, p in student.named_parameters() if p.requires_grad]
+    return bool(factors) and all("lora_" in name for name in trained) and not any(p.detach().any() for p in factors)
 
 
 @contextmanager

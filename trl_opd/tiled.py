@@ -57,6 +57,10 @@ class Head:
         bias = None if self.bias is None else self.bias.detach()
         return replace(self, weight=self.weight.detach(), bias=bias)
 
+    def cloned(self) -> "Head":
+        """A copy with tensors of its own."""
+        return replace(self, weight=self.weight.clone(), bias=None if self.bias is None else self.bias.clone())
+
     def project(self, hidden_NH: Tensor) -> Tensor:
         """Raw logits, in float32 at least, `[N, V]`."""
         raw = nn.functional.linear(hidden_NH.to(self.weight.dtype), self.weight, self.bias)

@@ -30,7 +30,7 @@ from trl_opd.objectives import OBJECTIVES
 from trl_opd.policy import PolicyGradient
 from trl_opd.rollouts import Rollouts, Scores, Sibling, Signals
 from trl_opd.scoring import Reading, score
-from trl_opd.state import TEACHER_FILE, PipelineState, resumable
+from trl_opd.state import TEACHER_FILE, PipelineState, resumable, rotate
 from trl_opd.teachers import (
     ByDomain,
     Scorer,
@@ -86,6 +86,10 @@ class OnPolicyTrainer(_GRPOTrainer):
         self.objective = OBJECTIVES[self.method](args)
         checks.check_config(args, self.objective)
         checks.check_data(train_dataset, self.objective)
+        checks.check_size(train_dataset, args)
+        for name, held_out in checks.evaluation_sets(eval_dataset).items():
+            checks.check_data(held_out, self.objective, name)
+            checks.check_domains(held_out, args)
         checks.check_rewards(reward_funcs, self.objective)
         checks.check_teacher(teacher_model, reference_model, args, self.objective)
         checks.check_domains(train_dataset, args)
@@ -113,6 +117,11 @@ class OnPolicyTrainer(_GRPOTrainer):
     def _check_model(self) -> None:
         if self._is_vlm:
             raise UserError("trl_opd trains text models only; this one takes images.")
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        if self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+            raise UserError(
+                "Sharded parameters (FSDP, ZeRO-3) are not supported yet; use DDP or ZeRO-2, see docs/distributed.md."
+            )
         if self.aux_loss_enabled:
             raise UserError(
                 "The router's auxiliary loss of this mixture-of-experts model is not supported; set "
@@ -149,17 +158,25 @@ class OnPolicyTrainer(_GRPOTrainer):
         several = getattr(self.args, "teacher_models", None)
         if several:
             return ByDomain({domain: self._external(name) for domain, name in several.items()}, self.args.domain_column)
-        return self._external(self.args.teacher_model_name_or_path if teacher_model is None else teacher_model)
+        named = self.args.teacher_model_name_or_path if teacher_model is None else teacher_model
+        if self.args.use_teacher_template:
+            self._teacher_template = self._tokenizer_of(named).chat_template
+        return self._external(named)
+
+    def _tokenizer_of(self, name: str):
+        settings = self.args.teacher_model_init_kwargs or {}
+        return AutoTokenizer.from_pretrained(
+            name, revision=settings.get("revision"), trust_remote_code=self.args.trust_remote_code
+        )
 
     def _external(self, model: Any) -> Scorer:
         if isinstance(model, str):
-            tokenizer = AutoTokenizer.from_pretrained(model)
-            check_same_vocabulary(self._tokenizer, tokenizer, model)
-            if self.args.use_teacher_template:
-                self._teacher_template = tokenizer.chat_template
-            settings = self.args.teacher_model_init_kwargs or self.args.model_init_kwargs or {}
+            check_same_vocabulary(self._tokenizer, self._tokenizer_of(model), model)
+            student = {k: v for k, v in (self.args.model_init_kwargs or {}).items() if k != "revision"}
+            settings = {"dtype": self.model.dtype, "trust_remote_code": self.args.trust_remote_code}
+            settings |= self.args.teacher_model_init_kwargs or student
             # As for the student's reference in TRL: the distributed launcher places the model, not a device map.
-            model = create_model_from_path(model, **{"dtype": self.model.dtype, **settings, "device_map": None})
+            model = create_model_from_path(model, **settings | {"device_map": None})
         return external(model, self.temperature)
 
     # Rollout batches: contexts, routing, scoring
@@ -170,6 +187,12 @@ class OnPolicyTrainer(_GRPOTrainer):
         local = gathered[start : start + len(prompts)]
         rewards = (local * self.reward_weights.to(local.device)).nansum(-1)
         rewards[local.isnan().all(-1)] = torch.nan
+        feedback = list(self._pending_extra_logs.get("feedback", [None] * len(prompts)))
+        if len(feedback) != len(prompts):
+            raise UserError(
+                f"{len(feedback)} feedback texts were reported for {len(prompts)} completions; let one reward function "
+                "report one for each."
+            )
         # The output of `_generate_and_score_completions` holds neither rewards nor texts: kept here for `_rollouts`.
         self._scored = {
             "examples": inputs,
@@ -178,7 +201,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             "ids": completion_ids_list,
             "rewards": rewards.tolist(),
             "feedback_reported": "feedback" in self._pending_extra_logs,
-            "feedback": list(self._pending_extra_logs.get("feedback", [None] * len(prompts))),
+            "feedback": feedback,
         }
         return gathered
 
@@ -187,9 +210,12 @@ class OnPolicyTrainer(_GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         if not self.has_rewards:
             self._drop_reward_metrics(mode)
+        # What was drawn, also of completions that are masked for having been cut; tool output is not drawn.
+        drawn = int(_loss_mask(batch).sum()) if "tool_mask" in batch else sum(map(len, self._scored["ids"]))
         rollouts = self._rollouts(batch, mode)
-        if mode == "train":
-            for scorer in self.scorers:
+        for scorer in self.scorers:
+            scorer.begin()
+            if mode == "train":
                 scorer.update(self.state.global_step)
         teacher_ids = self._teacher_prompts(batch, rollouts, mode)
         has_context = torch.tensor([ids is not None for ids in teacher_ids], device=rollouts.mask.device)
@@ -200,7 +226,7 @@ class OnPolicyTrainer(_GRPOTrainer):
         signals = self.objective.weigh(rollouts, signals, scores)
         batch.update(_signal_tensors(signals, scores, rollouts.mask))
         self._log_signals(signals, rollouts, mode)
-        self._count_cost(rollouts, scores, mode)
+        self._count_cost(drawn, scores, mode)
         return batch
 
     def _drop_reward_metrics(self, mode: str) -> None:
@@ -326,10 +352,10 @@ class OnPolicyTrainer(_GRPOTrainer):
         reading = self._reading(batch, rollouts, _prompt_ids(batch), signals.ce != 0)
         return score([Scorer(self.model, self.temperature)], reading, keep_hidden=False).logps[0]
 
-    def _count_cost(self, rollouts: Rollouts, scores: Scores, mode: str) -> None:
+    def _count_cost(self, drawn: int, scores: Scores, mode: str) -> None:
         if mode != "train":
             return
-        local = torch.tensor([int(rollouts.mask.sum()), scores.tokens], device=rollouts.mask.device)
+        local = torch.tensor([drawn, scores.tokens], device=self.accelerator.device)
         generated, taught = self.accelerator.reduce(local, reduction="sum").tolist()
         self.pipeline_state.generated_tokens += generated
         self.pipeline_state.teacher_tokens += taught
@@ -448,19 +474,30 @@ class OnPolicyTrainer(_GRPOTrainer):
     # Checkpoints
 
     def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        # Written last: a checkpoint without it was cut short and is not resumed from.
+        # Old checkpoints go only when the new one is complete: a kill in between must leave one to resume from.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            self.pipeline_state.seconds = self.spent()["seconds"]
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            for index, scorer in enumerate(self.scorers):
-                if state := scorer.state():
-                    save_file(state, folder / TEACHER_FILE.format(index))
-            self.pipeline_state.save(folder)
+            output_dir = Path(self._get_output_dir(trial=trial))
+            self._save_pipeline(output_dir / f"checkpoint-{self.state.global_step}")
+            rotate(output_dir, limit, keep=self.state.best_model_checkpoint)
+
+    def _save_pipeline(self, folder: Path) -> None:
+        """The scorers' state, and last our own: a checkpoint without it was cut short and is not resumed from."""
+        self.pipeline_state.seconds = self.spent()["seconds"]
+        for index, scorer in enumerate(self.scorers):
+            if state := scorer.state():
+                save_file(state, folder / TEACHER_FILE.format(index))
+        self.pipeline_state.save(folder)
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         if resume_from_checkpoint:
             folder = resumable(self.args.output_dir, resume_from_checkpoint)
+            resume_from_checkpoint = str(folder)
             self.pipeline_state = PipelineState.load(folder, self.method)
             for index, scorer in enumerate(self.scorers):
                 if scorer.state():
@@ -503,8 +540,6 @@ def _signal_tensors(signals: Signals, scores: Scores, mask: Tensor) -> dict[str,
     tensors["counted"] = mask * signals.counted[:, None]
     tensors |= {f"scorer_logps_{i}": logps for i, logps in enumerate(scores.logps)}
     tensors |= {f"scorer_hidden_{i}": hidden for i, hidden in enumerate(scores.hidden)}
-    if scores.entropy is not None:
-        tensors["teacher_entropy"] = scores.entropy
     return tensors
 
 

@@ -33,7 +33,7 @@ def spec_in(folder: Path, **changes) -> Path:
         "methods": [{"name": name, "method": name, "recipe": "recipes/fake.yaml"} for name in ("grpo", "opd", "opsd")],
         "baseline": "grpo",
         "seeds": [0, 1],
-        "evaluation": {"benchmark": "sums", "n": 2, "limit": 12},
+        "evaluation": {"benchmark": "arithmetic", "n": 2, "limit": 12},
         "workers": 2,
     } | changes
     path = folder / "boards" / f"{raw['name']}.yaml"

@@ -78,10 +78,11 @@ def test_report_stands_alone_and_shows_what_is_missing(spec, capsys):
     assert str(spec.folder / "board.html") in capsys.readouterr().out
 
 
-def test_board_without_any_run_still_reports(write_spec):
-    paths = write_report(load_spec(write_spec()))
-    assert "7 of 7 runs are not in the numbers" in paths["page"].read_text()
-    assert paths["table"].read_text().count("missing") >= 7
+def test_a_board_that_was_never_run_is_not_written_over_an_old_one(write_spec):
+    spec = load_spec(write_spec())
+    with pytest.raises(UserError, match="nothing to report"):
+        write_report(spec)
+    assert not (spec.folder / "table.md").exists()
 
 
 def test_failed_run_is_a_row_of_the_page(write_spec, launcher):

@@ -23,7 +23,7 @@ def test_paths_are_found_above_the_spec_and_the_folder_lies_beside_it(write_spec
 def test_methods_are_called_with_what_the_spec_says(write_spec):
     spec = load_spec(write_spec(methods=[method(overrides={"learning_rate": 0.1, "lora": True})]))
     assert spec.methods[0].overrides == {"learning_rate": 0.1, "lora": True}
-    assert spec.evaluation.arguments() == ["--benchmark", "sums", "--n", "2", "--seed", "0", "--limit", "12"]
+    assert spec.evaluation.arguments() == ["--benchmark", "arithmetic", "--n", "2", "--seed", "0", "--limit", "12"]
     assert spec.environment == {"OMP_NUM_THREADS": "1"}
 
 
@@ -32,7 +32,7 @@ def test_methods_are_called_with_what_the_spec_says(write_spec):
     [
         ({"seed": [1]}, "unknown key `seed`; did you mean `seeds`"),
         ({"methods": [method(recipee="x")]}, "unknown key `recipee`; did you mean `recipe`"),
-        ({"evaluation": {"benchmark": "sums", "limits": 3}}, "did you mean `limit`"),
+        ({"evaluation": {"benchmark": "arithmetic", "limits": 3}}, "did you mean `limit`"),
         ({"evaluation": {"n": 3}}, "`benchmark` is missing"),
         ({"baseline": "grop"}, "did you mean `grpo`"),
         ({"baseline": None}, "`baseline` is missing"),
@@ -50,8 +50,8 @@ def test_methods_are_called_with_what_the_spec_says(write_spec):
         ({"methods": [method(overrides={"seed": 3})]}, "`seed` is set by the board"),
         ({"methods": [method(overrides={"model_name_or_path": "other"})]}, "would train other"),
         ({"methods": [method(overrides={"a": [1]})]}, "must be str or int or float or bool"),
-        ({"evaluation": {"benchmark": "sums", "n": 0}}, "at least one answer"),
-        ({"evaluation": {"benchmark": "sums", "limit": 1}}, "statistics need two"),
+        ({"evaluation": {"benchmark": "arithmetic", "n": 0}}, "at least one answer"),
+        ({"evaluation": {"benchmark": "arithmetic", "limit": 1}}, "statistics need two"),
         ({"path": "x"}, "unknown key `path`"),
     ],
 )

@@ -224,3 +224,42 @@ def test_help_reads(argv, capsys):
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("trl-opd 0.")
+
+
+def test_too_few_rows_for_one_step_are_refused(tmp_path, model_path, capsys):
+    path = opsd_recipe(tmp_path, dataset_limit=4)
+    command = [
+        "train",
+        "opsd",
+        "--config",
+        path,
+        "--model_name_or_path",
+        model_path,
+        "--output_dir",
+        str(tmp_path / "r"),
+    ]
+    assert main(command) == 2
+    assert "has 4 rows, but one rollout batch takes 8 prompts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [("", "is empty"), ("no json\n", "cannot be read as jsonl"), ('{"prompt": 3}\n' * 9, "int values")],
+)
+def test_a_data_file_that_cannot_be_used_is_refused(content, fragment, tmp_path, model_path, capsys):
+    data = tmp_path / "rows.jsonl"
+    data.write_text(content)
+    options = ["--model_name_or_path", model_path, "--dataset_name", str(data), "--output_dir", str(tmp_path / "r")]
+    assert main(["train", "grpo", "--config", recipe(tmp_path, reward_funcs=["math_reward"]), *options]) == 2
+    assert fragment in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option", ["--learning_rate abc", "--max_steps 0", "--seed -1", "--gradient_accumulation_steps 0"]
+)
+def test_values_that_cannot_work_are_one_sentence(option, tmp_path, model_path, capsys):
+    options = ["--model_name_or_path", model_path, "--output_dir", str(tmp_path / "r"), *option.split()]
+    assert main(["train", "opsd", "--config", opsd_recipe(tmp_path), *options]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert option.split()[0].lstrip("-") in lines[0]

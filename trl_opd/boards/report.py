@@ -13,9 +13,10 @@ from trl_opd.boards import stats
 from trl_opd.boards.collect import RunRecord, collect
 from trl_opd.boards.files import content_hash, write_json, write_text
 from trl_opd.boards.page import render_page
-from trl_opd.boards.runs import FINISHED, plan_runs
+from trl_opd.boards.runs import FINISHED, MISSING, plan_runs, status_of
 from trl_opd.boards.spec import BASE_RUN, BoardSpec
 from trl_opd.boards.table import render_table
+from trl_opd.errors import UserError
 
 FORMAT = 1
 SAMPLE_PROBLEMS = 4
@@ -29,7 +30,12 @@ def write_report(spec: BoardSpec) -> dict[str, Path]:
     Returns:
         `dict[str, Path]`: "results", "table" and "page".
     """
-    results = build_results(spec, collect(plan_runs(spec)))
+    runs = plan_runs(spec)
+    if all(status_of(run).state == MISSING for run in runs):
+        raise UserError(
+            f"No run of {spec.name} was started here, so there is nothing to report: use `board run` first."
+        )
+    results = build_results(spec, collect(runs))
     paths = {
         "results": spec.folder / "results.json",
         "table": spec.folder / "table.md",

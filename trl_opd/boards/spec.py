@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 
 from trl_opd.errors import UserError
+from trl_opd.evals.suites import load_suite
+from trl_opd.methods import method as find_method
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SET_BY_THE_BOARD = ("config", "output_dir", "seed")
@@ -234,6 +236,7 @@ def _check(spec: BoardSpec) -> None:
         raise UserError(f"{where}: evaluation `n` is {spec.evaluation.n}: sample at least one answer for each problem.")
     if spec.evaluation.limit is not None and spec.evaluation.limit < 2:
         raise UserError(f"{where}: evaluation `limit` is {spec.evaluation.limit}: statistics need two.")
+    load_suite(spec.evaluation.benchmark)
     if spec.baseline not in names:
         near = difflib.get_close_matches(spec.baseline, names, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"methods are {', '.join(names)}."
@@ -243,6 +246,7 @@ def _check(spec: BoardSpec) -> None:
 
 
 def _check_method(spec: BoardSpec, method: MethodSpec) -> None:
+    find_method(method.method)
     if not method.recipe.is_file():
         raise UserError(f"{method.name}: the recipe {method.recipe} is a folder, not a YAML file.")
     for key in SET_BY_THE_BOARD:

@@ -113,14 +113,22 @@ def parse(config_name: str, options: list[str]) -> tuple[Any, Any, Any]:
     known = {f.name for kind in kinds for f in fields(kind)}
     # TRL's default sets an option that transformers has renamed; the user can do nothing about it.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+    parser = TrlParser(kinds)
+    parser.error = _refuse  # in place of two hundred lines of usage
     try:
-        *parsed, unknown = TrlParser(kinds).parse_args_and_config(options, return_remaining_strings=True)
+        *parsed, unknown = parser.parse_args_and_config(options, return_remaining_strings=True)
+    except UserError:
+        raise
     except (ValueError, TypeError) as error:
         raise UserError(_one_sentence(error)) from error
     if unknown:
         key = unknown[0].lstrip("-").split("=")[0]
         raise UserError(f"There is no option --{key}{suggest(key, known)}; see --help.")
     return tuple(parsed)
+
+
+def _refuse(message: str) -> None:
+    raise UserError(f"{message}; see --help.")
 
 
 def _one_sentence(error: Exception) -> str:
@@ -151,17 +159,20 @@ def _train(name: str, data_args, config, model_args) -> int:
 def _run(name: str, folder, data_args, config, model_args) -> None:
     from trl_opd.data import load_reward_functions, load_training_data
     from trl_opd.run_log import RunRecorder, peak_memory_bytes
-    from trl_opd.state import newest_checkpoint
+    from trl_opd.state import newest_checkpoint, resumable
 
     dataset = load_training_data(data_args)
     import trl_opd
 
     kind = getattr(trl_opd, method(name).trainer)
     trainer = make_trainer(kind, dataset, load_reward_functions(data_args.reward_funcs), config, model_args)
-    checkpoint = config.resume_from_checkpoint or newest_checkpoint(config.output_dir)
+    checkpoint = newest_checkpoint(config.output_dir)
+    if config.resume_from_checkpoint:
+        named = config.resume_from_checkpoint
+        checkpoint = resumable(config.output_dir, True if str(named).lower() == "true" else named)
     if checkpoint:
         trainer.accelerator.print(f"resuming from {checkpoint}", flush=True)
-    folder.start(resumed_step=int(str(checkpoint).rsplit("-", 1)[1]) if checkpoint else 0)
+    folder.start(resumed_step=int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0)
     trainer.add_callback(RunRecorder(folder, trainer))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(folder.path / "model"))
@@ -190,7 +201,6 @@ def resolve_model(name: str) -> str:
 def make_trainer(kind: type, dataset, reward_functions, config, model_args):
     """A trainer of the given class on the model that the arguments name."""
     import transformers
-    from trl import get_peft_config, get_quantization_config
 
     config.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -204,7 +214,20 @@ def make_trainer(kind: type, dataset, reward_functions, config, model_args):
         config.teacher_models = {domain: resolve_model(name) for domain, name in config.teacher_models.items()}
     config.disable_tqdm = True
     transformers.utils.logging.disable_progress_bar()
-    trainer = kind(
+    try:
+        trainer = _construct(kind, dataset, reward_functions, config, model_args)
+    except UserError:
+        raise
+    except (ValueError, OSError) as error:
+        raise UserError(f"The trainer could not be made: {_one_sentence(error)}") from error
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+def _construct(kind: type, dataset, reward_functions, config, model_args):
+    from trl import get_peft_config, get_quantization_config
+
+    return kind(
         model=resolve_model(model_args.model_name_or_path),
         reward_funcs=reward_functions,
         args=config,
@@ -212,5 +235,3 @@ def make_trainer(kind: type, dataset, reward_functions, config, model_args):
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
-    trainer.remove_callback(transformers.PrinterCallback)
-    return trainer

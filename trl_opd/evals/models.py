@@ -71,6 +71,8 @@ def _matching_sha256(folder: Path, patterns: tuple[str, ...]) -> str:
 def _checked(folder: Path, config: str, kind: str) -> Path:
     if not folder.is_dir():
         raise UserError(f"The {kind} folder {folder} does not exist: check the path.")
+    if kind == "model" and (folder / "adapter_config.json").is_file() and not (folder / config).is_file():
+        raise UserError(f"{folder} holds a PEFT adapter: pass --model BASE_MODEL --adapter {folder}.")
     if not (folder / config).is_file() or not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
         raise UserError(f"{folder} holds no {kind}: it needs {config} and weights (*.safetensors or *.bin).")
     return folder

@@ -90,8 +90,13 @@ class RunStore:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], session: Mapping[str, Any]) -> None:
         self.folder = folder
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"The output folder {folder} is a file: choose another --output_dir.")
         _refuse_foreign(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"The output folder {folder} cannot be made ({error.strerror}): choose another.") from error
         self._lock = _lock(folder)
         try:
             self._open(json.loads(json.dumps(settings)), session)

@@ -78,7 +78,8 @@ class Mix(Objective):
 
     @property
     def _may_lack_context(self) -> bool:
-        return self.config.context != "prompt" and "kl" in (self.config.right, self.config.wrong)
+        # A prompt that is longer than the teacher takes has no context either.
+        return "kl" in (self.config.right, self.config.wrong)
 
     def _context(self) -> Context | None:
         if self.config.context == "reference":
