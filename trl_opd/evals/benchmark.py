@@ -19,11 +19,19 @@ BUILTINS = ("testbed",)
 
 @dataclass(frozen=True)
 class Problem:
-    """One row of a benchmark."""
+    """One row of a benchmark.
+
+    Attributes:
+        id (`str`): Unique in its benchmark.
+        problem (`str`): The text that goes into the prompt.
+        answer (`str`): The reference answer; empty where the scorer reads `fields` instead.
+        fields (`dict`): What else of the row the scorer reads, such as tests.
+    """
 
     id: str
     problem: str
     answer: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

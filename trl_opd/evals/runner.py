@@ -16,12 +16,10 @@ from trl_opd.evals.benchmark import Benchmark, Problem, load_rows, rows_sha256
 from trl_opd.evals.engines import Engine, Key, Request, Sampling, request_seed
 from trl_opd.evals.metrics import Metrics, compute
 from trl_opd.evals.records import json_sha256
+from trl_opd.evals.scorers import Scorer, make_scorer
 from trl_opd.evals.store import RunStore
-from trl_opd.verify import MathVerifier, scorer_version
 
 Item = TypeVar("Item")
-
-VERDICT_CHUNK = 64  # completions that are scored before their verdicts are written
 
 
 @dataclass(frozen=True)
@@ -93,18 +91,26 @@ def evaluate(
         for problem in problems
         for index in range(n)
     ]
-    settings = _settings(benchmark, engine, problems, n, sampling, seed)
-    with RunStore(out_dir, settings, {"command": command, **engine.details()}) as store:
-        if store.summary is None:
-            _generate(store, engine, requests, sampling, progress)
-            _score(store, benchmark, problems, n, progress)
-            metrics = _metrics(store, problems, n)
-            store.finish(asdict(Summary(benchmark.name, json_sha256(settings), metrics)))
-        return Summary.from_json(store.summary)
+    with closing(make_scorer(benchmark)) as scorer:
+        settings = _settings(benchmark, engine, scorer, problems, n, sampling, seed)
+        session = {"command": command, **engine.details(), "scorer": scorer.details()}
+        with RunStore(out_dir, settings, session) as store:
+            if store.summary is None:
+                _generate(store, engine, requests, sampling, progress)
+                _score(store, scorer, problems, n, progress)
+                metrics = _metrics(store, problems, n)
+                store.finish(asdict(Summary(benchmark.name, json_sha256(settings), metrics)))
+            return Summary.from_json(store.summary)
 
 
 def _settings(
-    benchmark: Benchmark, engine: Engine, problems: list[Problem], n: int, sampling: Sampling, seed: int
+    benchmark: Benchmark,
+    engine: Engine,
+    scorer: Scorer,
+    problems: list[Problem],
+    n: int,
+    sampling: Sampling,
+    seed: int,
 ) -> dict[str, Any]:
     """All that decides the result. A folder with other settings is another experiment."""
     return {
@@ -116,7 +122,7 @@ def _settings(
         "n": n,
         "sampling": asdict(sampling),
         "seed": seed,
-        "scorer": {"extraction": benchmark.extraction, "version": scorer_version()},
+        "scorer": scorer.identity(),
     }
 
 
@@ -131,18 +137,15 @@ def _generate(store: RunStore, engine: Engine, requests: list[Request], sampling
     assert len(store.generations.rows) == len(requests), "a completion is stored twice"
 
 
-def _score(store: RunStore, benchmark: Benchmark, problems: list[Problem], n: int, progress: bool) -> None:
+def _score(store: RunStore, scorer: Scorer, problems: list[Problem], n: int, progress: bool) -> None:
     """Score what has no verdict yet, in the order of the problems."""
-    answers = {problem.id: problem.answer for problem in problems}
+    by_id = {problem.id: problem for problem in problems}
     completions = {_key(row): row["completion"] for row in store.generations.rows}
     done = {_key(row) for row in store.verdicts.rows}
     missing = [key for key in _keys(problems, n) if key not in done]
-    chunks = _rows(missing, VERDICT_CHUNK)
-    with closing(MathVerifier()) as verifier:
-        for chunk in _track(chunks, "scoring", len(chunks), progress):
-            verdicts = verifier.verify_all([(completions[key], answers[key[0]]) for key in chunk], benchmark.extraction)
-            for (problem_id, index), verdict in zip(chunk, verdicts, strict=True):
-                store.verdicts.append({"problem_id": problem_id, "index": index, **asdict(verdict)})
+    for problem_id, index in _track(missing, "scoring", len(missing), progress):
+        verdict = scorer.score(completions[problem_id, index], by_id[problem_id])
+        store.verdicts.append({"problem_id": problem_id, "index": index, **asdict(verdict)})
 
 
 def _metrics(store: RunStore, problems: list[Problem], n: int) -> Metrics:

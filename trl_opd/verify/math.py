@@ -16,11 +16,11 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from trl_opd.errors import UserError
+from trl_opd.verify.base import Verdict
 from trl_opd.verify.extraction import EXTRACTIONS
 
 ANSWER_CHARACTERS = 2000
@@ -29,21 +29,6 @@ ANSWER_CHARACTERS = 2000
 _START_SECONDS = 60
 _INTEGER = re.compile(r"[+-]?[0-9]{1,100}")
 _RULES = "1"  # raise it whenever extraction or comparison changes here
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the scorer says of one completion.
-
-    Attributes:
-        correct (`bool`): Whether the answer equals the reference.
-        extracted (`str` or `None`): The answer that was found in the completion.
-        reason (`str`): "correct", "wrong", "no answer", "timeout" or "error: ...".
-    """
-
-    correct: bool
-    extracted: str | None
-    reason: str
 
 
 def scorer_version() -> str:

@@ -5,7 +5,8 @@ from functools import cache
 from typing import Any
 
 from trl_opd.errors import UserError
-from trl_opd.verify.math import MathVerifier, Verdict
+from trl_opd.verify.base import Verdict
+from trl_opd.verify.math import MathVerifier
 
 
 @cache

@@ -1,7 +1,7 @@
 r"""The process that runs math-verify: one JSON line in, one JSON line out, until the input ends.
 
 A line `{"answer": ..., "reference": ..., "timeout": seconds}` is answered by a reason, as in
-`trl_opd.verify.math.Verdict`. The first line out is `"ready"`. It runs as a script and imports nothing of ours, so
+`trl_opd.verify.base.Verdict`. The first line out is `"ready"`. It runs as a script and imports nothing of ours, so
 that it starts at once.
 
 The parent enforces the time-out by killing this process. Should the parent itself be killed in the middle of a

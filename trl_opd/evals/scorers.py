@@ -1,0 +1,51 @@
+"""What judges a benchmark's completions: one factory for each name that a benchmark's YAML file may give."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from trl_opd.evals.benchmark import Benchmark, Problem
+from trl_opd.verify import MathVerifier, Verdict, scorer_version
+
+
+class Scorer(Protocol):
+    """Judges completions, from any thread; verdicts depend on neither the order nor the load of the machine."""
+
+    def score(self, completion: str, problem: Problem) -> Verdict:
+        """The verdict on one completion, which is not trusted."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides a verdict: the rules and the versions of the libraries. A resumed run must have the same."""
+
+    def details(self) -> dict[str, Any]:
+        """What is worth recording and may change between two sessions of one run, such as the sandbox in force."""
+
+    def close(self) -> None:
+        """End all processes of the scorer."""
+
+
+class MathScorer:
+    """Compares answers by mathematics."""
+
+    def __init__(self, benchmark: Benchmark, workers: int) -> None:
+        self.extraction = benchmark.extraction
+        self.verifier = MathVerifier(workers)
+
+    def score(self, completion: str, problem: Problem) -> Verdict:
+        return self.verifier.verify(completion, problem.answer, self.extraction)
+
+    def identity(self) -> dict[str, Any]:
+        return {"extraction": self.extraction, "version": scorer_version()}
+
+    def details(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        self.verifier.close()
+
+
+SCORERS: dict[str, Callable[[Benchmark, int], Scorer]] = {"math": MathScorer}
+
+
+def make_scorer(benchmark: Benchmark, workers: int = 1) -> Scorer:
+    """The scorer that the benchmark names, with so many processes at work at the same time."""
+    return SCORERS[benchmark.scorer](benchmark, workers)
