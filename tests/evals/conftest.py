@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from trl_opd.evals.benchmark import Problem, load_benchmark, rows_sha256
-from trl_opd.evals.engines import Generation
+from trl_opd.evals.engines import Generation, in_batches
 
 
 def sums(count: int = 12) -> list[dict]:
@@ -63,8 +63,11 @@ class ScriptedEngine:
     def details(self) -> dict:
         return {"device": "none"}
 
-    def generate(self, requests, sampling, done=frozenset()) -> Iterator[Generation]:
-        for request in reversed(requests):
+    def batches(self, requests, sampling):
+        return in_batches(requests[::-1], 5)
+
+    def generate(self, batches, sampling, done=frozenset()) -> Iterator[Generation]:
+        for request in (request for batch in batches for request in batch):
             if request.key in done:
                 continue
             self.drawn += 1

@@ -24,7 +24,7 @@ def requests(count: int = 5, n: int = 3, seed: int = 0) -> list[Request]:
 
 def draw(path, batch_size=4, asked=None, sampling=SAMPLING, done=frozenset(), **options):
     engine = TransformersEngine(path, EngineOptions(batch_size=batch_size, **options))
-    return list(engine.generate(requests() if asked is None else asked, sampling, done))
+    return list(engine.generate(engine.batches(requests() if asked is None else asked, sampling), sampling, done))
 
 
 def by_key(generations):

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from trl_opd.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
+
+RequestT = TypeVar("RequestT", bound="Request")
 
 Key = tuple[str, int]
 """A generation's identity in a run: the problem's id and which of its `n` samples it is."""
@@ -82,7 +84,7 @@ class Generation:
 
 
 class Engine(Protocol):
-    """Draws completions. What it draws for a request depends on neither the other requests nor on `done`."""
+    """Draws completions. What it draws for a request depends on neither the other batches nor on `done`."""
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the completions, with hashes of the model: a resumed run must have the same."""
@@ -90,12 +92,24 @@ class Engine(Protocol):
     def details(self) -> dict[str, Any]:
         """The settings that may change between two sessions of one run: batch size, device."""
 
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling, done: Set[Key] = frozenset()
-    ) -> Iterator[Generation]:
-        """The completions of those requests that are not done, in an order that `done` does not change.
+    def batches(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Request]]:
+        """The requests in portions, in the order to draw them: the same portions for the same requests, always.
 
-        The done requests are passed too, so that an engine whose numbers depend on the batch can keep its batches.
+        One process draws the whole of a portion. An engine whose numbers depend on what shares a batch returns its
+        batches; any other returns `in_batches(requests, size)` with a size that is worth a lock.
+
+        Raises:
+            UserError: A prompt and the longest completion do not fit into the model's context.
+        """
+
+    def generate(
+        self, batches: Iterable[list[Request]], sampling: Sampling, done: Set[Key] = frozenset()
+    ) -> Iterator[Generation]:
+        """The completions of those requests that are not done, each as soon as it is there, in any order.
+
+        A batch is taken from `batches` only when there is room to draw it: those that are left may be drawn by another
+        process, and taking one may wait for the disk. `done` is read when a batch is taken. Its done requests are
+        passed too, so that an engine whose numbers depend on the batch can draw it as it was.
         """
 
 
@@ -126,3 +140,8 @@ def request_seed(run_seed: int, problem_id: str, index: int) -> int:
     """A stable 63-bit seed for one completion, the same on every machine and in every batch."""
     digest = hashlib.sha256(json.dumps([run_seed, problem_id, index]).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def in_batches(requests: Sequence[RequestT], size: int) -> list[list[RequestT]]:
+    """The requests in portions of `size`; the last may be shorter."""
+    return [list(requests[start : start + size]) for start in range(0, len(requests), size)]

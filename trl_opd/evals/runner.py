@@ -128,7 +128,7 @@ def _settings(
 
 def _generate(store: RunStore, engine: Engine, requests: list[Request], sampling: Sampling, progress: bool) -> None:
     done = {_key(row) for row in store.generations.rows}
-    generations = engine.generate(requests, sampling, done)
+    generations = engine.generate(engine.batches(requests, sampling), sampling, done)
     for generation in _track(generations, "generating", len(requests) - len(done), progress):
         store.generations.append(asdict(generation))
     assert {_key(row) for row in store.generations.rows} == {request.key for request in requests}, (

@@ -1,6 +1,6 @@
 """The engine that runs on transformers alone: any machine, any model, one process."""
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,15 +11,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from trl_opd.errors import UserError
 from trl_opd.evals import models
-from trl_opd.evals.engines import EngineOptions, Generation, Key, Request, Sampling
+from trl_opd.evals.engines import EngineOptions, Generation, Key, Request, Sampling, in_batches
 from trl_opd.evals.sampling import SeededSampling
 
 
 @dataclass(frozen=True)
-class _Prompt:
+class _Prompt(Request):
     """A request with its prompt as the model reads it."""
 
-    request: Request
     text: str
     ids: list[int]
 
@@ -73,21 +72,28 @@ class TransformersEngine:
             "transformers": transformers.__version__,
         }
 
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling, done: Set[Key] = frozenset()
-    ) -> Iterator[Generation]:
-        """The completions that are not done, batch by batch, shortest prompts first.
-
-        A batch of which some rows are done is drawn again in full: its numbers are those of an undisturbed run.
+    def batches(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Request]]:
+        """Batches of prompts of like length, shortest first, each with its prompt rendered.
 
         Raises:
             UserError: A prompt and `max_new_tokens` do not fit into the model's context.
         """
         prompts = sorted(map(self._prompt, requests), key=lambda prompt: len(prompt.ids))
-        self._check_length(prompts, sampling)
-        for start in range(0, len(prompts), self.options.batch_size):
-            batch = prompts[start : start + self.options.batch_size]
-            if all(prompt.request.key in done for prompt in batch):
+        self._check_length(prompts[-1], sampling)
+        return in_batches(prompts, self.options.batch_size)
+
+    def generate(
+        self, batches: Iterable[list[Request]], sampling: Sampling, done: Set[Key] = frozenset()
+    ) -> Iterator[Generation]:
+        """The completions that are not done, batch by batch.
+
+        A batch of which some rows are done is drawn again in full: its numbers are those of an undisturbed run.
+
+        Args:
+            batches (`Iterable[list[Request]]`): Batches as `batches` made them.
+        """
+        for batch in batches:
+            if all(prompt.key in done for prompt in batch):
                 continue
             for generation in self._draw(batch, sampling):
                 if generation.key not in done:
@@ -120,16 +126,16 @@ class TransformersEngine:
         text = self.tokenizer.apply_chat_template(
             request.messages, tokenize=False, add_generation_prompt=True, **self.options.chat_template_kwargs
         )
-        return _Prompt(request, text, self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return _Prompt(request.problem_id, request.index, request.messages, request.seed, text, ids)
 
-    def _check_length(self, prompts: list[_Prompt], sampling: Sampling) -> None:
+    def _check_length(self, longest: _Prompt, sampling: Sampling) -> None:
         config = AutoConfig.from_pretrained(self.folder).get_text_config()
         context = getattr(config, "max_position_embeddings", None)  # models without position limits name none
-        longest = max(prompts, key=lambda prompt: len(prompt.ids))
         if context is not None and len(longest.ids) + sampling.max_new_tokens > context:
             raise UserError(
                 f"max_new_tokens={sampling.max_new_tokens} and the {len(longest.ids)} tokens of the prompt of "
-                f"{longest.request.problem_id} exceed the model's context of {context}: lower max_new_tokens."
+                f"{longest.problem_id} exceed the model's context of {context}: lower max_new_tokens."
             )
 
     @torch.inference_mode()
@@ -140,7 +146,7 @@ class TransformersEngine:
         mask = [[0] * pad + [1] * (length - pad) for pad in padding]
         processors = LogitsProcessorList()
         if sampling.temperature > 0:
-            seeds = [prompt.request.seed for prompt in batch]
+            seeds = [prompt.seed for prompt in batch]
             processors.append(SeededSampling(seeds, sampling, length, self.device))
         output = self._model.generate(
             input_ids=torch.tensor(ids, device=self.device),
@@ -155,8 +161,8 @@ class TransformersEngine:
         stop = next((position for position, token in enumerate(ids) if token in self.stop_ids), None)
         ids = ids if stop is None else ids[: stop + 1]
         return Generation(
-            problem_id=prompt.request.problem_id,
-            index=prompt.request.index,
+            problem_id=prompt.problem_id,
+            index=prompt.index,
             prompt=prompt.text,
             completion=self.tokenizer.decode(ids, skip_special_tokens=True),
             tokens=len(ids),
