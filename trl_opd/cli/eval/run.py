@@ -1,0 +1,127 @@
+"""`trl-opd eval --model ...`: run benchmarks on a model."""
+
+import argparse
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from trl_opd.cli.eval.options import add_option, engine_default, given, json_object
+from trl_opd.cli.eval.tables import summary_table
+from trl_opd.errors import UserError
+from trl_opd.evals.benchmark import load_rows
+from trl_opd.evals.engines import DTYPES, EngineOptions, Sampling
+from trl_opd.evals.runner import evaluate
+from trl_opd.evals.suites import load_suite
+
+DESCRIPTION = """\
+Run benchmarks on a model: draw completions, score them, report accuracy with intervals.
+
+A run lives in OUTPUT_DIR/BENCHMARK. The same command continues a run that was interrupted and reports one that is
+finished; other settings need another folder.
+"""
+
+EPILOG = """\
+examples:
+  trl-opd eval list
+  trl-opd eval --model testbed/base --benchmark arithmetic
+  trl-opd eval --model Qwen/Qwen3-1.7B --benchmark gsm8k --n 4 --temperature 0.6 --output_dir runs/qwen3
+  trl-opd eval --model runs/sdpo/final --suite my_suite.yaml --data_dir data --limit 20
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(
+        prog="trl-opd eval",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_argument_group("what to run")
+    what.add_argument("--model", required=True, help="folder, testbed/base, testbed/teacher, or a model id on the Hub")
+    what.add_argument("--adapter", metavar="PATH", help="folder of a PEFT adapter on that model")
+    what.add_argument("--benchmark", nargs="+", metavar="NAME", default=[], help="benchmarks, see `trl-opd eval list`")
+    what.add_argument("--suite", metavar="NAME", help="a suite: name or path of a YAML file that lists benchmarks")
+    add_option(
+        what, "--data-dir", type=Path, metavar="DIR", help="folder with local copies of the data, in place of the Hub"
+    )
+    what.add_argument("--limit", type=int, metavar="N", help="the first N problems of each benchmark only")
+
+    how = parser.add_argument_group("how to decode (default: what each benchmark's protocol says)")
+    how.add_argument("--n", type=int, metavar="N", help="samples for each problem")
+    how.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
+    add_option(how, "--top-p", type=float, metavar="P", help="nucleus; 1 keeps all tokens")
+    add_option(
+        how, "--max-new-tokens", type=int, metavar="M", help="longest completion; a longer one is cut and counted"
+    )
+    how.add_argument("--seed", type=int, default=0, help="seed of the run (default: %(default)s)")
+
+    engine = parser.add_argument_group("how to run")
+    add_option(
+        engine,
+        "--batch-size",
+        type=int,
+        metavar="B",
+        help=f"completions drawn at a time (default: {engine_default('batch_size')})",
+    )
+    engine.add_argument("--dtype", choices=DTYPES, help="precision (default: float32 on a CPU, bfloat16 on a GPU)")
+    add_option(
+        engine, "--chat-template-kwargs", type=json_object, metavar="JSON", help="e.g. '{\"enable_thinking\": false}'"
+    )
+    add_option(engine, "--output-dir", type=Path, metavar="DIR", help="folder for the runs (default: eval_runs/MODEL)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the benchmarks and print their table; returns the exit status.
+
+    Raises:
+        UserError: What the command asks cannot be done.
+    """
+    _run(build_parser().parse_args(argv), argv)
+    return 0
+
+
+def _run(arguments: argparse.Namespace, argv: list[str]) -> None:
+    suites = [*arguments.benchmark, *([arguments.suite] if arguments.suite else [])]
+    if not suites:
+        raise UserError("Nothing to run: pass --benchmark NAME or --suite NAME; `trl-opd eval list` shows the names.")
+    benchmarks = list({benchmark.name: benchmark for name in suites for benchmark in load_suite(name)}.values())
+    samplings = [replace(benchmark.protocol.sampling, **given(arguments, Sampling)) for benchmark in benchmarks]
+    options = EngineOptions(**given(arguments, EngineOptions))
+    for benchmark in benchmarks:
+        load_rows(benchmark, arguments.data_dir, arguments.limit)  # all data are there before the first model is loaded
+
+    # Slow to import, and not needed where the command has a mistake.
+    from transformers.utils import logging as transformers_logging
+
+    from trl_opd.evals.transformers_engine import TransformersEngine
+
+    transformers_logging.disable_progress_bar()
+    engine = TransformersEngine(arguments.model, options)
+    folder = arguments.output_dir or _default_folder(arguments)
+    summaries = [
+        evaluate(
+            benchmark,
+            engine,
+            folder / benchmark.name,
+            n=arguments.n,
+            sampling=sampling,
+            seed=arguments.seed,
+            limit=arguments.limit,
+            data_dir=arguments.data_dir,
+            command=shlex.join(["trl-opd", "eval", *argv]),
+            progress=True,
+        )
+        for benchmark, sampling in zip(benchmarks, samplings, strict=True)
+    ]
+    Console().print(summary_table(arguments.model, summaries))
+    Console().print(f"Completions, verdicts and manifest: {escape(str(folder))}", soft_wrap=True, highlight=False)
+
+
+def _default_folder(arguments: argparse.Namespace) -> Path:
+    parts = [arguments.model, *([arguments.adapter] if arguments.adapter else [])]
+    return Path("eval_runs") / "-".join(part.strip("./").replace("/", "-") for part in parts)

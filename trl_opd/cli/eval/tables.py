@@ -1,0 +1,46 @@
+"""What the evaluation commands print."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from trl_opd.evals.metrics import Interval, Metrics
+from trl_opd.evals.runner import Summary
+
+
+def summary_table(model: str, summaries: Sequence[Summary]) -> Table:
+    """The metrics down, the benchmarks across."""
+    table = Table(title=escape(model), caption="in %, intervals at 95 %", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for summary in summaries:
+        table.add_column(escape(summary.benchmark), justify="right")
+    columns = [_column(summary.metrics) for summary in summaries]
+    for label in columns[0]:
+        table.add_row(label, *(column[label] for column in columns))
+    return table
+
+
+def _column(metrics: Metrics) -> dict[str, str]:
+    most = max(metrics.pass_at_k, key=int)
+    return {
+        "problems x samples": f"{metrics.problems} x {metrics.n}",
+        "accuracy": percent(metrics.accuracy),
+        "  with other samples (decoding)": shown_interval(metrics.decoding_interval),
+        "  with other problems": shown_interval(metrics.problem_interval),
+        "majority of the samples": percent(metrics.majority_at_n),
+        "pass@k, largest k": f"{percent(metrics.pass_at_k[most])} @{most}",
+        "cut at max_new_tokens": percent(metrics.truncated_rate),
+        "no answer found": percent(metrics.no_answer_rate),
+        "comparisons timed out / failed": f"{metrics.timeouts} / {metrics.errors}",
+        "tokens a sample": f"{metrics.mean_tokens:.0f}",
+    }
+
+
+def percent(rate: float) -> str:
+    return f"{100 * rate:.1f}"
+
+
+def shown_interval(interval: Interval | None) -> str:
+    return "-" if interval is None else f"{percent(interval[0])} to {percent(interval[1])}"
