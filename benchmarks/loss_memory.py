@@ -81,7 +81,7 @@ def grpo_step(ours: bool, rows: int, tokens: int):
     }  # fmt: skip
     if ours:
         batch |= {"pg_weight": ones.float(), "kl_weight": 0.0 * ones, "ce_weight": 0.0 * ones, "counted": ones}
-        trainer._set_windows([batch], per_window=1)
+        trainer._set_windows([batch], per_step=1)
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
     return lambda: trainer._compute_loss(trainer.model, batch)

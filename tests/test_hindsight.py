@@ -264,10 +264,10 @@ def sdpo(tmp_path, student, tokenizer, texts, reward=right_reward, **options):
     scorer = trainer.scorers[0]
     original = scorer.read
 
-    def record(ids, mask, width):
+    def record(ids, mask, width, *shared):
         contexts = zip(ids[:, :-width], mask[:, :-width], strict=True)
         seen.extend(tokenizer.decode(row[row_mask.bool()]) for row, row_mask in contexts)
-        return original(ids, mask, width)
+        return original(ids, mask, width, *shared)
 
     scorer.read = record
     trainer.train()

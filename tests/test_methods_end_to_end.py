@@ -33,10 +33,10 @@ def record_reads(scorer) -> list[tuple[int, ...]]:
     """The completions that a scorer reads from now on."""
     seen, read = [], scorer.read
 
-    def recording(ids, mask, width):
+    def recording(ids, mask, width, *shared):
         for row, row_mask in zip(ids[:, -width:], mask[:, -width:], strict=True):
             seen.append(tuple(row[row_mask.bool()].tolist()))
-        return read(ids, mask, width)
+        return read(ids, mask, width, *shared)
 
     scorer.read = recording
     return seen
@@ -73,7 +73,8 @@ def test_accumulation_gives_the_steps_of_one_batch(method, lora, tmp_path):
     assert norms[1] == pytest.approx(norms[0], rel=2e-3)
     assert min(norms[0]) > 0
     assert logged(runs[1], "generated_tokens") == logged(runs[0], "generated_tokens")
-    assert logged(runs[1], "teacher_tokens") == logged(runs[0], "teacher_tokens")
+    # A prompt that rows share is read once a forward, so more forwards may read more tokens.
+    assert all(many >= one for one, many in zip(*(logged(run, "teacher_tokens") for run in runs), strict=True))
     assert ("lora" in next(name for name, p in runs[0].model.named_parameters() if p.requires_grad)) == lora
 
 
@@ -128,10 +129,12 @@ def test_srpo_distils_wrong_rows_and_rewards_the_others(tmp_path):
 def test_r7_srpo_weighs_by_the_teacher_s_entropy_over_the_whole_vocabulary(tmp_path):
     trainer = make_trainer("srpo", tmp_path, max_steps=1, teacher_weights="frozen", teacher_update_rate=0.05)
     trainer.train()
-    weights, hidden = buffered(trainer, "kl_weight"), buffered(trainer, "scorer_hidden_0")
+    weights = buffered(trainer, "kl_weight")
     live = weights != 0
+    states = [state for batch in trainer._buffered_inputs for state in batch["scorer_states_0"] if state is not None]
+    hidden = torch.cat(states)
     head = trainer.scorers[0].head
-    raw = torch.exp(-entropy(head.logps(head.project(hidden[live])).detach()))
+    raw = torch.exp(-entropy(head.logps(head.project(hidden)).detach()))
     torch.testing.assert_close(weights[live], raw / raw.mean(), rtol=1e-4, atol=1e-5)
 
 

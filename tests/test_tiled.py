@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from trl_opd.encoding import completion_hidden
 from trl_opd.loss import Tokens, token_loss
 from trl_opd.objectives.base import Objective
 from trl_opd.objectives.divergence import Divergence
 from trl_opd.policy import PolicyGradient
-from trl_opd.teachers import completion_hidden
 from trl_opd.tiled import ROWS_PER_TILE, Head, sampled_logps_and_entropy, tiled_sum
 
 VOCABULARY, WIDTH = 17, 8

@@ -114,14 +114,14 @@ def test_sampled_estimator_keeps_no_hidden_states_and_logs_the_log_ratio(tmp_pat
     trainer = OPDTrainer(student, args=config, train_dataset=dataset, processing_class=tokenizer, teacher_model=teacher)
     trainer.train()
     assert metric(trainer, "distill/log_ratio")[0] > 0
-    assert "scorer_hidden_0" not in trainer._buffered_inputs[0]
+    assert "scorer_states_0" not in trainer._buffered_inputs[0]
 
 
 def test_teacher_reads_the_same_completion_ids_after_its_own_prompt(tmp_path, student, tokenizer, dataset):
     trainer = opsd(tmp_path, student, tokenizer, dataset, max_steps=1)
     scorer, seen = trainer.scorers[0], []
     read = scorer.read
-    scorer.read = lambda ids, mask, width: seen.append((ids, mask, width)) or read(ids, mask, width)
+    scorer.read = lambda ids, mask, width, *shared: seen.append((ids, mask, width)) or read(ids, mask, width, *shared)
     trainer.train()
     batch = trainer._buffered_inputs[0]
     solutions = {tokenizer.apply_chat_template(row["prompt"], tokenize=False): row["solution"] for row in dataset}
@@ -215,7 +215,7 @@ def test_separate_thinking_flags_reach_both_templates(tmp_path, student, tokeniz
     trainer = opsd(tmp_path, student, thinking, dataset, max_steps=1)
     scorer, seen = trainer.scorers[0], []
     read = scorer.read
-    scorer.read = lambda ids, mask, width: seen.append(ids[:, :-width]) or read(ids, mask, width)
+    scorer.read = lambda ids, mask, width, *shared: seen.append(ids[:, :-width]) or read(ids, mask, width, *shared)
     trainer.train()
     assert all(text.endswith("think:") for ids in seen for text in thinking.batch_decode(ids))
     student_prompts = thinking.batch_decode(trainer._buffered_inputs[0]["prompt_ids"])

@@ -19,6 +19,9 @@ from torch import Tensor
 
 MODES = ("token-global", "token-micro", "seq-mean", "seq-mean-live", "dr", "prompt-sum")
 
+#: Modes whose value depends on which rows share a micro-batch; for them rows stay in random order.
+COMPOSITION_DEPENDENT = ("token-micro",)
+
 
 @dataclass(frozen=True)
 class Window:

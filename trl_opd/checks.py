@@ -10,6 +10,7 @@ from trl_opd.errors import UserError
 from trl_opd.objectives.base import Objective
 from trl_opd.policy import AGGREGATION_OF_LOSS_TYPE
 from trl_opd.suggest import suggest
+from trl_opd.teacher_states import MODES as TEACHER_STATES
 from trl_opd.teachers import check_same_vocabulary
 
 #: Whose weights a self teacher may have.
@@ -98,6 +99,8 @@ def check_config(config: Any, objective: Objective) -> None:
         )
     if objective.teacher == "self":
         _check_self_teacher(config, objective)
+    if objective.teacher != "none":
+        _check_teacher_states(config, objective)
     _check_windows(config)
 
 
@@ -135,6 +138,29 @@ def _check_self_teacher(config: Any, objective: Objective) -> None:
         )
 
 
+def _check_teacher_states(config: Any, objective: Objective) -> None:
+    mode = config.teacher_states
+    if mode not in TEACHER_STATES:
+        raise UserError(
+            f"teacher_states is {mode!r}{suggest(mode, TEACHER_STATES)}; choose {', '.join(TEACHER_STATES)}."
+        )
+    if objective.divergence.sampled and "teacher_states" in changed(config):
+        raise UserError(
+            f"teacher_states={mode!r} would be ignored: estimator: {objective.divergence.estimator} keeps the sampled "
+            "tokens' log-probabilities and no hidden states; remove it."
+        )
+    moves = objective.teacher == "self" and config.teacher_weights in ("live", "trust-region")
+    if mode == "recompute" and moves and _steps_per_rollout_batch(config) > 1:
+        raise UserError(
+            f"teacher_states: recompute reads the student's own weights (teacher_weights: {config.teacher_weights}) "
+            "after they have moved, as a rollout batch serves several updates; use keep or offload."
+        )
+
+
+def _steps_per_rollout_batch(config: Any) -> int:
+    return config.steps_per_generation * config.num_iterations // config.gradient_accumulation_steps
+
+
 def _check_windows(config: Any) -> None:
     """The denominator of a step must be known when its first micro-batch is run."""
     if config.steps_per_generation % config.gradient_accumulation_steps != 0:
@@ -143,7 +169,7 @@ def _check_windows(config: Any) -> None:
             f"gradient_accumulation_steps={config.gradient_accumulation_steps}: an optimizer step would span two "
             "rollout batches and its denominator would not be known; make it a multiple, or leave it unset."
         )
-    per_batch = config.steps_per_generation * config.num_iterations // config.gradient_accumulation_steps
+    per_batch = _steps_per_rollout_batch(config)
     if config.save_strategy == "steps" and config.save_steps % per_batch != 0:
         raise UserError(
             f"save_steps={config.save_steps} is not a multiple of the {per_batch} optimizer steps that share a rollout "

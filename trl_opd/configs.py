@@ -62,11 +62,23 @@ class GRPOConfig(trl.GRPOConfig):
             How token losses become one number: `"token-global"`, `"token-micro"`, `"seq-mean"`, `"seq-mean-live"`,
             `"dr"` or `"prompt-sum"`, all exact under gradient accumulation and several processes. `None` follows
             `loss_type`.
+
+    > Parameters that control speed and memory
+
+    Parameters:
+        shared_prefix (`bool`, *optional*, defaults to `True`):
+            Whether a prompt that several rows of a forward have in common (a group's, or its teacher's context) is
+            encoded once. It acts where it saves tokens and the model's cache allows it; dropout masks are then shared
+            as well.
     """
 
     aggregation: str | None = field(
         default=None,
         metadata={"help": "How token losses become one number, see trl_opd.aggregation. None follows loss_type."},
+    )
+    shared_prefix: bool = field(
+        default=True,
+        metadata={"help": "Whether a prompt that rows of a forward have in common is encoded once, where that saves."},
     )
 
     def __post_init__(self):
@@ -125,6 +137,12 @@ class DistillationConfig(GRPOConfig):
             Longest teacher input in tokens, context and completion together. A demonstration is shortened to fit, any
             other context that is longer is dropped; both are counted.
             `None` for the longest that the teacher model takes.
+        teacher_states (`str`, *optional*, defaults to `"keep"`):
+            Where the teacher's hidden states are until a micro-batch's loss needs them: `"keep"` on the device,
+            `"offload"` in host memory, or `"recompute"`, which reads the rows again instead. A teacher (and a
+            reference) takes distilled tokens of the rollout batch x hidden size x bytes per number, e.g. 65,536 x
+            4,096 x 2 (bf16) = 512 MiB a process; `"recompute"` takes none and a second forward of the teacher where
+            the method weighs tokens by its scores.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*GRPOConfig._VALID_DICT_FIELDS, "teacher_chat_template_kwargs"]
@@ -166,6 +184,10 @@ class DistillationConfig(GRPOConfig):
             "help": "Longest teacher input in tokens, context and completion together; a longer context is dropped "
             "and counted. None for the longest that the teacher model takes."
         },
+    )
+    teacher_states: str = field(
+        default="keep",
+        metadata={"help": "The teacher's hidden states until the loss: keep (on the device), offload or recompute."},
     )
 
 

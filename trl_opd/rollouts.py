@@ -114,13 +114,13 @@ class Scores:
 
     Attributes:
         logps (`list[torch.Tensor]`): Log-probability of each sampled token, `[B, T]` per scorer; 0 on rows not scored.
-        hidden (`list[torch.Tensor]`): Last hidden states, `[B, T, H]` per scorer; empty where the objective needs the
-            sampled tokens only.
+        states (`list[list[torch.Tensor | None]]`): Last hidden states of each row's completion, `[t, H]` without
+            padding, per scorer and row; None for rows not scored, empty where they are not kept.
         entropy (`torch.Tensor`, *optional*): The teacher's entropy over the full vocabulary, `[B, T]`.
-        tokens (`int`): Tokens that the scorers read, prompts included.
+        tokens (`int`): Tokens that the scorers read, prompts included; a prompt that was encoded once counts once.
     """
 
     logps: list[Tensor] = field(default_factory=list)
-    hidden: list[Tensor] = field(default_factory=list)
+    states: list[list[Tensor | None]] = field(default_factory=list)
     entropy: Tensor | None = None
     tokens: int = 0

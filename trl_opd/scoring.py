@@ -1,5 +1,6 @@
 """Letting the scorers read rollouts: no gradient, once per rollout batch, only the rows that need it."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -7,8 +8,10 @@ import torch
 from torch import Tensor
 
 from trl_opd.compat import pad
+from trl_opd.encoding import find_prefixes
+from trl_opd.packing import Row, chunks
 from trl_opd.rollouts import Scores
-from trl_opd.teachers import ByDomain, Scorer
+from trl_opd.teachers import ByDomain, Scorer, causal_lm
 from trl_opd.tiled import sampled_logps_and_entropy
 
 
@@ -24,6 +27,7 @@ class Reading:
         vocabulary (`int`): Rows of the student's head: a scorer's rows beyond them are padding.
         pad_token_id (`int`): Padding.
         batch_size (`int`): Rows of one forward.
+        share_prompts (`bool`): Whether prompts that rows of a forward have in common are encoded once.
         autocast (`Callable`): Makes the context manager for mixed precision.
     """
 
@@ -35,59 +39,85 @@ class Reading:
     vocabulary: int
     pad_token_id: int
     batch_size: int
+    share_prompts: bool
     autocast: type[AbstractContextManager]
+
+    def chunks(self, rows: list[int]) -> list[list[int]]:
+        """Which rows share a forward: those of like length, or of the same prompt, by what takes fewer tokens."""
+        lengths = self.completion_mask.sum(-1).tolist()
+        described = [Row(row, tuple(self.prompts[row]), len(self.prompts[row]), lengths[row]) for row in rows]
+        return chunks(described, self.batch_size, self.share_prompts)
+
+
+@dataclass
+class _Chunk:
+    """What a scorer said of some rows.
+
+    Attributes:
+        states: Hidden states of each row's completion, `[t, H]`, in compact form.
+        logps, entropy: `[b, t]`.
+        tokens: Tokens that were read.
+    """
+
+    states: Tensor
+    logps: Tensor
+    entropy: Tensor
+    tokens: int
 
 
 @torch.no_grad()
-def score(scorers: list[Scorer | ByDomain], reading: Reading, keep_hidden: bool) -> Scores:
+def score(scorers: list[Scorer | ByDomain], reading: Reading, keep: Callable[[Tensor], Tensor] | None = None) -> Scores:
     """The scores of all scorers, in their order.
 
     Args:
         scorers (`list`): Teacher first, then reference.
         reading (`Reading`): What they read.
-        keep_hidden (`bool`): Whether hidden states are kept for the loss, `[B, T, H]` per scorer.
+        keep (`Callable`, *optional*): Where hidden states `[n, H]` are kept for the loss; None drops them.
     """
     scores = Scores()
     for scorer in scorers:
-        logps, entropy, hidden = _by_one(scorer, reading, keep_hidden)
-        scores.logps.append(logps)
-        scores.entropy = entropy if scores.entropy is None else scores.entropy
-        if keep_hidden:
-            scores.hidden.append(hidden)
-    lengths = reading.completion_mask.sum(-1).tolist()
-    scores.tokens = len(scorers) * sum(len(reading.prompts[row]) + lengths[row] for row in reading.rows)
+        _add(scores, scorer, reading, keep)
     return scores
 
 
-def _by_one(scorer: Scorer | ByDomain, reading: Reading, keep_hidden: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def _add(scores: Scores, scorer: Scorer | ByDomain, reading: Reading, keep) -> None:
+    """Adds what one scorer says."""
     shape, device = reading.completion_mask.shape, reading.completion_mask.device
     logps, entropy = (torch.zeros(shape, device=device) for _ in range(2))
-    hidden = torch.zeros(*shape, scorer.hidden_size, dtype=scorer.dtype, device=device) if keep_hidden else None
+    states: list[Tensor | None] = [None] * shape[0]
     for reader, rows in scorer.assign(reading.rows, reading.examples):
-        # Rows of like length share a forward, so that little of it is padding.
-        ordered = sorted(rows, key=lambda row: len(reading.prompts[row]))
-        for start in range(0, len(ordered), reading.batch_size):
-            chunk = ordered[start : start + reading.batch_size]
-            states, chunk_logps, chunk_entropy = _read(reader, reading, chunk)
-            width = states.shape[1]
-            logps[chunk, :width], entropy[chunk, :width] = chunk_logps, chunk_entropy
-            if keep_hidden:
-                hidden[chunk, :width] = states.to(hidden.dtype)
-    return logps, entropy, hidden
+        for chunk in reading.chunks(rows):
+            found = _read(reader, reading, chunk)
+            width = found.logps.shape[1]
+            logps[chunk, :width], entropy[chunk, :width] = found.logps, found.entropy
+            scores.tokens += found.tokens
+            if keep is not None:
+                lengths = reading.completion_mask[chunk].sum(-1).tolist()
+                for row, kept in zip(chunk, keep(found.states.to(reader.dtype)).split(lengths), strict=True):
+                    states[row] = kept
+    scores.logps.append(logps)
+    scores.entropy = entropy if scores.entropy is None else scores.entropy
+    if keep is not None:
+        scores.states.append(states)
 
 
-def _read(scorer: Scorer, reading: Reading, rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, sampled log-probabilities and entropies of some rows' completions, `[b, t, ...]`."""
+def _read(scorer: Scorer, reading: Reading, rows: list[int]) -> _Chunk:
+    """One forward."""
     device = reading.completion_ids.device
     width = max(int(reading.completion_mask[rows].sum(-1).max()), 1)
     completion, completion_mask = reading.completion_ids[rows, :width], reading.completion_mask[rows, :width]
     prompts = [torch.tensor(reading.prompts[row]) for row in rows]
     prompt = pad(prompts, reading.pad_token_id, "left").to(device)
     prompt_mask = pad([torch.ones_like(ids) for ids in prompts], 0, "left").to(device)
+    live = completion_mask.bool()
+    logps, entropy = (torch.zeros(live.shape, device=device) for _ in range(2))
+    prefixes = None
+    if reading.share_prompts:
+        prefixes = find_prefixes(causal_lm(scorer.model), prompt, prompt_mask, width, training=False)
     with reading.autocast():
-        states = scorer.read(torch.cat([prompt, completion], 1), torch.cat([prompt_mask, completion_mask], 1), width)
-        live = completion_mask.bool()
-        logps, entropy = (torch.zeros(live.shape, device=device) for _ in range(2))
-        found = sampled_logps_and_entropy(states[live], scorer.head, completion[live], reading.vocabulary)
+        ids, mask = torch.cat([prompt, completion], 1), torch.cat([prompt_mask, completion_mask], 1)
+        states = scorer.read(ids, mask, width, prefixes)[live]
+        found = sampled_logps_and_entropy(states, scorer.head, completion[live], reading.vocabulary)
         logps[live], entropy[live] = (values.float() for values in found)
-    return states, logps, entropy
+    tokens = int(prompt_mask.sum()) if prefixes is None else prefixes.tokens
+    return _Chunk(states, logps, entropy, tokens + int(completion_mask.sum()))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trl_opd.compat import is_peft_model
+from trl_opd.encoding import Prefixes, completion_hidden
 from trl_opd.errors import UserError
 from trl_opd.tiled import Head
 
@@ -78,10 +79,12 @@ class Scorer:
         """Takes up what `state` gave."""
 
     @torch.no_grad()
-    def read(self, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
-        """Hidden states that predict the last `completion_length` tokens, `[B, T, H]`."""
+    def read(
+        self, input_ids: Tensor, attention_mask: Tensor, completion_length: int, prefixes: Prefixes | None = None
+    ) -> Tensor:
+        """Hidden states that predict the last `completion_length` tokens, `[B, T, H]`; see `completion_hidden`."""
         with self.weights(), evaluation_mode(self.model):
-            return completion_hidden(causal_lm(self.model), input_ids, attention_mask, completion_length)
+            return completion_hidden(causal_lm(self.model), input_ids, attention_mask, completion_length, prefixes)
 
     def to(self, device: torch.device) -> "Scorer":
         """Moves a model of its own; the student's is where it is."""
@@ -287,13 +290,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 def causal_lm(model: nn.Module) -> nn.Module:
     """The model itself, or the one inside its PEFT wrapper (whose layers carry the adapter)."""
     return model.get_base_model() if is_peft_model(model) else model
-
-
-def completion_hidden(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
-    """Last hidden states of a causal language model that predict its last tokens, `[B, T, H]`; nothing is projected."""
-    backbone = getattr(model, model.base_model_prefix)
-    output = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    return output.last_hidden_state[:, -completion_length - 1 : -1]
 
 
 def check_same_vocabulary(student_tokenizer, teacher_tokenizer, teacher_name: str) -> None:

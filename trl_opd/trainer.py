@@ -7,7 +7,6 @@ one student forward per micro-batch. It never asks which objective is running.
 """
 
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,26 @@ from trl import GRPOTrainer as _GRPOTrainer
 from trl.trainer.utils import create_model_from_path
 
 from trl_opd import checks
-from trl_opd.aggregation import Window, count, token_weights
+from trl_opd.aggregation import COMPOSITION_DEPENDENT, Window, count, token_weights
+from trl_opd.batches import Batch, compact, loss_mask, pack, prompt_ids, signal_tensors, trimmed
 from trl_opd.compat import is_peft_model, redirect_forward, tokenize_prompts
 from trl_opd.contexts import generation_header
+from trl_opd.encoding import completion_hidden, find_prefixes
 from trl_opd.errors import UserError
 from trl_opd.leakage import quotes
-from trl_opd.loss import Tokens, token_loss
+from trl_opd.loss import token_loss
+from trl_opd.metrics import TokenMeans
 from trl_opd.objectives import OBJECTIVES
 from trl_opd.policy import PolicyGradient
 from trl_opd.rollouts import Rollouts, Scores, Sibling, Signals
 from trl_opd.scoring import Reading, score
 from trl_opd.state import TEACHER_FILE, PipelineState, resumable, rotate
+from trl_opd.teacher_states import KEEPERS, compact_states
 from trl_opd.teachers import (
     ByDomain,
     Scorer,
     causal_lm,
     check_same_vocabulary,
-    completion_hidden,
     external,
     frozen_self,
     self_teachers,
@@ -111,6 +113,7 @@ class OnPolicyTrainer(_GRPOTrainer):
         self.scorers = self._make_scorers(teacher_model, reference_model)
         self.pipeline_state = PipelineState(method=self.method)
         self._scored: dict[str, Any] = {}
+        self._token_means = {"train": TokenMeans(), "eval": TokenMeans()}
 
     # What is refused once the model is known
 
@@ -211,7 +214,7 @@ class OnPolicyTrainer(_GRPOTrainer):
         if not self.has_rewards:
             self._drop_reward_metrics(mode)
         # What was drawn, also of completions that are masked for having been cut; tool output is not drawn.
-        drawn = int(_loss_mask(batch).sum()) if "tool_mask" in batch else sum(map(len, self._scored["ids"]))
+        drawn = int(loss_mask(batch).sum()) if "tool_mask" in batch else sum(map(len, self._scored["ids"]))
         rollouts = self._rollouts(batch, mode)
         for scorer in self.scorers:
             scorer.begin()
@@ -224,7 +227,9 @@ class OnPolicyTrainer(_GRPOTrainer):
         if self.objective.needs_student_logps:
             rollouts.logps = self._student_logps(batch, rollouts, signals)
         signals = self.objective.weigh(rollouts, signals, scores)
-        batch.update(_signal_tensors(signals, scores, rollouts.mask))
+        batch.update(signal_tensors(signals, scores, rollouts.mask))
+        if self._recomputes:
+            batch["teacher_prompts"] = teacher_ids
         self._log_signals(signals, rollouts, mode)
         self._count_cost(drawn, scores, mode)
         return batch
@@ -234,7 +239,7 @@ class OnPolicyTrainer(_GRPOTrainer):
         for name in [name for name in metrics if name.startswith("reward") or name == "frac_reward_zero_std"]:
             del metrics[name]
 
-    def _rollouts(self, batch: dict[str, Tensor], mode: str) -> Rollouts:
+    def _rollouts(self, batch: Batch, mode: str) -> Rollouts:
         scored, self._scored = self._scored, {}
         ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
         own = [
@@ -253,20 +258,20 @@ class OnPolicyTrainer(_GRPOTrainer):
             position=[(first + row) % group_size for row in range(len(own))],
             feedback=scored["feedback"],
             feedback_reported=scored["feedback_reported"],
-            mask=_loss_mask(batch),
+            mask=loss_mask(batch),
             advantages=batch["advantages"],
             gather=self.accelerator.gather,
             first=first,
             group_size=group_size,
         )
 
-    def _teacher_prompts(self, batch: dict[str, Tensor], rollouts: Rollouts, mode: str) -> list[list[int] | None]:
+    def _teacher_prompts(self, batch: Batch, rollouts: Rollouts, mode: str) -> list[list[int] | None]:
         """Token ids of what the teacher reads before each completion; None where there is nothing that fits."""
         if not self.scorers:
             return [None] * len(rollouts)
         context, limit = self.objective.context, self._teacher_limit()
         room = [limit - n for n in batch["completion_mask"].sum(-1).tolist()]
-        rendered = self._render_for_teacher(context.prompts(rollouts)) if context else _prompt_ids(batch)
+        rendered = self._render_for_teacher(context.prompts(rollouts)) if context else prompt_ids(batch)
         shortened = 0
         for row, ids in enumerate(rendered):
             if context and ids is not None and len(ids) > room[row]:
@@ -324,33 +329,57 @@ class OnPolicyTrainer(_GRPOTrainer):
         limits = [self.args.max_teacher_length, *(scorer.max_length for scorer in self.scorers)]
         return min((limit for limit in limits if limit is not None), default=float("inf"))
 
-    def _reading(self, batch: dict[str, Tensor], rollouts: Rollouts, prompts: list, chosen: Tensor) -> Reading:
+    def _reading(self, batch: Batch, prompts: list, chosen: Tensor, examples: list[dict]) -> Reading:
         rows = (chosen & (batch["completion_mask"].sum(-1) > 0)).nonzero().squeeze(-1).tolist()
         return Reading(
             completion_ids=batch["completion_ids"],
             completion_mask=batch["completion_mask"],
             prompts=prompts,
             rows=rows,
-            examples=rollouts.examples,
+            examples=examples,
             vocabulary=causal_lm(self.model).get_output_embeddings().weight.shape[0],
             pad_token_id=self._tokenizer.pad_token_id,
             batch_size=self.args.per_device_train_batch_size,
+            share_prompts=self.args.shared_prefix,
             autocast=self.accelerator.autocast,
         )
 
-    def _score(self, batch: dict[str, Tensor], rollouts: Rollouts, teacher_ids: list, signals: Signals) -> Scores:
+    def _score(self, batch: Batch, rollouts: Rollouts, teacher_ids: list, signals: Signals) -> Scores:
         """Lets every scorer read the rows that carry divergence weight, and no others."""
-        if not self.scorers:
+        if not self.scorers or (self._recomputes and not self.objective.needs_scores):
             return Scores()
-        reading = self._reading(batch, rollouts, teacher_ids, signals.scored_rows())
-        return score(self.scorers, reading, keep_hidden=not self.objective.divergence.sampled)
+        reading = self._reading(batch, teacher_ids, signals.scored_rows(), rollouts.examples)
+        return score(self.scorers, reading, None if self._sampled_only else KEEPERS[self.args.teacher_states])
 
-    def _student_logps(self, batch: dict[str, Tensor], rollouts: Rollouts, signals: Signals) -> Tensor:
+    def _student_logps(self, batch: Batch, rollouts: Rollouts, signals: Signals) -> Tensor:
         """The student's log-probabilities of the rows that feed the likelihood, at rollout time, `[B, T]`."""
+        # Never those of the sampling engine (`sampling_per_token_logps`), which rounds in its own way.
         if "old_per_token_logps" in batch:
             return batch["old_per_token_logps"]
-        reading = self._reading(batch, rollouts, _prompt_ids(batch), signals.ce != 0)
-        return score([Scorer(self.model, self.temperature)], reading, keep_hidden=False).logps[0]
+        reading = self._reading(batch, prompt_ids(batch), signals.ce != 0, rollouts.examples)
+        return score([Scorer(self.model, self.temperature)], reading).logps[0]
+
+    def _scorer_hidden(self, inputs: Batch, mode: str) -> list[Tensor]:
+        """The scorers' hidden states at the tokens of a micro-batch, `[N, H]` each."""
+        if self._sampled_only:
+            return []
+        if self._recomputes:
+            distilled = (inputs["kl_weight"] != 0).any(-1)
+            reading = self._reading(inputs, inputs["teacher_prompts"], distilled, [{}] * len(distilled))
+            scores = score(self.scorers, reading, KEEPERS["keep"])
+            self._count_cost(0, scores, mode)
+            states = scores.states
+        else:
+            states = [inputs[f"scorer_states_{index}"] for index in range(len(self.scorers))]
+        mask = loss_mask(inputs).bool()
+        return [
+            compact_states(rows, mask, scorer.hidden_size, scorer.dtype)
+            for scorer, rows in zip(self.scorers, states, strict=True)
+        ]
+
+    @property
+    def _recomputes(self) -> bool:
+        return not self._sampled_only and self.args.teacher_states == "recompute"
 
     def _count_cost(self, drawn: int, scores: Scores, mode: str) -> None:
         if mode != "train":
@@ -365,42 +394,57 @@ class OnPolicyTrainer(_GRPOTrainer):
     # Micro-batches: denominators and the loss
 
     def _prepare_inputs(self, generation_batch):
-        before = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
         if not self.model.training:
-            self._set_windows([inputs], per_window=1)
-        elif self._buffered_inputs is not before:
-            self._set_windows(self._buffered_inputs, per_window=self.args.gradient_accumulation_steps)
-        return inputs
+            inputs = super()._prepare_inputs(generation_batch)
+            self._set_windows([inputs], per_step=1)
+            return inputs
+        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0:
+            self._buffered_inputs = None  # used up: its teacher states make room before the next rollouts
+        drawn = self._buffered_inputs is None
+        inputs = super()._prepare_inputs(generation_batch)
+        if not drawn:
+            return inputs
+        if self.aggregation not in COMPOSITION_DEPENDENT:
+            per_step = self.args.gradient_accumulation_steps
+            self._buffered_inputs = pack(self._buffered_inputs, per_step, self.args.shared_prefix)
+        self._set_windows(self._buffered_inputs, per_step=self.args.gradient_accumulation_steps)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
-    def _set_windows(self, micro_batches: list[dict[str, Tensor]], per_window: int) -> None:
+    def _set_windows(self, micro_batches: list[Batch], per_step: int) -> None:
         """Tells every micro-batch what its optimizer step spans, over all processes, in one reduction."""
         counts = torch.stack([count(batch["counted"]) for batch in micro_batches])
-        windows = counts.view(-1, per_window, 2).sum(1)
+        windows = counts.view(-1, per_step, 2).sum(1)
         windows = self.accelerator.reduce(windows, reduction="sum")
         for index, batch in enumerate(micro_batches):
-            batch["window_tokens"], batch["window_rows"] = windows[index // per_window]
+            batch["window_tokens"], batch["window_rows"] = windows[index // per_step]
 
     def _compute_loss(self, model, inputs):
-        inputs = _trimmed(inputs)
+        inputs = trimmed(inputs)
         module = self.accelerator.unwrap_model(model)
-        loss, facts, distilled = redirect_forward(model, module, self._loss_in_forward, module, inputs)
+        # Outside the wrapped forward: a self teacher may swap weights of the same module.
+        scorer_hidden = self._scorer_hidden(inputs, "train" if self.model.training else "eval")
+        forward = self._loss_in_forward
+        loss, facts, distilled = redirect_forward(model, module, forward, module, inputs, scorer_hidden)
         self._log_facts(facts, distilled)
         return loss
 
-    def _loss_in_forward(self, module: nn.Module, inputs: dict[str, Tensor]):
+    def _loss_in_forward(self, module: nn.Module, inputs: Batch, scorer_hidden: list[Tensor]):
         """The micro-batch's share of the step's loss; runs inside the wrapped model's forward."""
         student = causal_lm(module)
-        mask = _loss_mask(inputs).bool()
+        mask = loss_mask(inputs).bool()
         weights = token_weights(inputs["counted"], self.aggregation, self._window(inputs))
+        prompt, width, prefixes = (inputs["prompt_ids"], inputs["prompt_mask"]), mask.shape[1], None
+        if self.args.shared_prefix:
+            prefixes = find_prefixes(student, *prompt, width, training=module.training)
         with self.accelerator.autocast():
             hidden = completion_hidden(
                 student,
-                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1),
-                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1),
-                mask.shape[1],
+                torch.cat([prompt[0], inputs["completion_ids"]], 1),
+                torch.cat([prompt[1], inputs["completion_mask"]], 1),
+                width,
+                prefixes,
             )
-            tokens = _tokens(inputs, mask, weights)
+            tokens = compact(inputs, mask, weights, scorer_hidden)
             loss, facts = token_loss(
                 hidden[mask],
                 Head.of(student, self.temperature),
@@ -411,7 +455,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             )
         return loss, facts, tokens.kl != 0
 
-    def _window(self, inputs: dict[str, Tensor]) -> Window:
+    def _window(self, inputs: Batch) -> Window:
         return Window(
             tokens=inputs["window_tokens"],
             live_rows=inputs["window_rows"],
@@ -424,20 +468,11 @@ class OnPolicyTrainer(_GRPOTrainer):
     # Metrics: every reduction runs on every process, whatever its rows are
 
     def _log_facts(self, facts: dict[str, Tensor], distilled: Tensor) -> None:
-        """Means over tokens: those with divergence weight for `distill/...`, all for the others."""
-        names = sorted(facts)
-        number = {True: distilled.sum(), False: torch.tensor(distilled.numel(), device=distilled.device)}
-        sums = [torch.stack([facts[name].sum(), number[name.startswith("distill/")].float()]) for name in names]
-        totals = self.accelerator.reduce(torch.stack(sums), reduction="sum").tolist()
         mode = "train" if self.model.training else "eval"
-        for name, (total, number) in zip(names, totals, strict=True):
-            self._metrics[mode][name].append(total / number if number else float("nan"))
-
-        if "distill/log_ratio" in facts:
-            ratio = torch.cat([facts["distill/log_ratio"][distilled], facts["distill/log_ratio"].new_tensor([0.0])])
-            low, high = self.accelerator.gather(torch.stack([-ratio.amin(), ratio.amax()])[None]).amax(0).tolist()
-            self._metrics[mode]["distill/log_ratio_min"].append(-low)
-            self._metrics[mode]["distill/log_ratio_max"].append(high)
+        self._token_means[mode].add(facts, distilled)
+        if mode == "eval" or self.accelerator.sync_gradients:
+            for name, mean in self._token_means[mode].take(self.accelerator).items():
+                self._metrics[mode][name].append(mean)
 
     def _log_signals(self, signals: Signals, rollouts: Rollouts, mode: str) -> None:
         """Which share of the rows feeds which component, how unequal the weights are, and what was quoted."""
@@ -514,77 +549,8 @@ class OnPolicyTrainer(_GRPOTrainer):
         }
 
 
-def _prompt_ids(batch: dict[str, Tensor]) -> list[list[int]]:
-    """The student's prompts without their padding."""
-    pairs = zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
-    return [ids[mask.bool()].tolist() for ids, mask in pairs]
-
-
 def _text(completion: list[dict[str, Any]] | str) -> str:
     return completion if isinstance(completion, str) else completion[0]["content"] or ""
-
-
-def _loss_mask(batch: dict[str, Tensor]) -> Tensor:
-    """1 on tokens that the model generated: no padding, no tool output, `[B, T]`."""
-    mask = batch["completion_mask"]
-    return mask * batch["tool_mask"] if "tool_mask" in batch else mask
-
-
-def _signal_tensors(signals: Signals, scores: Scores, mask: Tensor) -> dict[str, Tensor]:
-    """The signals and scores as tensors with the rows in front, which TRL shuffles and splits with the batch."""
-    per_token = {
-        name: (weight if weight.dim() == 2 else weight[:, None]) * mask
-        for name, weight in (("pg", signals.pg), ("kl", signals.kl), ("ce", signals.ce))
-    }
-    tensors = {f"{name}_weight": weight for name, weight in per_token.items()}
-    tensors["counted"] = mask * signals.counted[:, None]
-    tensors |= {f"scorer_logps_{i}": logps for i, logps in enumerate(scores.logps)}
-    tensors |= {f"scorer_hidden_{i}": hidden for i, hidden in enumerate(scores.hidden)}
-    return tensors
-
-
-def _trimmed(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The micro-batch without the columns that are padding in all of its rows."""
-    prompt = int(inputs["prompt_mask"].sum(-1).max())
-    width = inputs["completion_ids"].shape[1]
-    completion = max(int(inputs["completion_mask"].sum(-1).max()), 1)
-    trimmed = dict(inputs)
-    for name, tensor in inputs.items():
-        if name.startswith("prompt_"):
-            trimmed[name] = tensor[:, -prompt:]
-        elif isinstance(tensor, Tensor) and tensor.dim() >= 2 and tensor.shape[1] == width:
-            trimmed[name] = tensor[:, :completion]
-    return trimmed
-
-
-def _tokens(inputs: dict[str, Tensor], mask: Tensor, weights: Tensor) -> Tokens:
-    """The micro-batch in compact form."""
-    # The engine correction multiplies every component's token loss; as in TRL, not the penalty towards the reference.
-    corrected = weights * inputs["importance_sampling_ratio"] if "importance_sampling_ratio" in inputs else weights
-    picked = defaultdict(list)
-    for name, tensor in inputs.items():
-        for kind in ("scorer_logps", "scorer_hidden"):
-            if name.startswith(kind):
-                picked[kind].append(tensor[mask])
-
-    def compact(name: str) -> Tensor | None:
-        return inputs[name][mask] if name in inputs else None
-
-    advantages = (
-        inputs["advantages"][:, None].expand(mask.shape) if inputs["advantages"].dim() == 1 else inputs["advantages"]
-    )
-    return Tokens(
-        ids=inputs["completion_ids"][mask],
-        pg=(inputs["pg_weight"] * corrected)[mask],
-        kl=(inputs["kl_weight"] * corrected)[mask],
-        ce=(inputs["ce_weight"] * corrected)[mask],
-        penalty=(inputs["pg_weight"] * weights)[mask],
-        advantages=advantages[mask],
-        old_logps=compact("old_per_token_logps"),
-        ref_logps=compact("ref_per_token_logps"),
-        scorer_logps=picked["scorer_logps"],
-        scorer_hidden=picked["scorer_hidden"],
-    )
 
 
 class GRPOTrainer(OnPolicyTrainer):

@@ -14,6 +14,7 @@ from torch import Tensor
 import trl_opd
 from tests.conftest import settings
 from trl_opd.aggregation import Window, count, token_weights
+from trl_opd.batches import compact, signal_tensors
 from trl_opd.checks import resolve_aggregation
 from trl_opd.divergences import entropy
 from trl_opd.loss import token_loss
@@ -22,7 +23,6 @@ from trl_opd.objectives import OBJECTIVES, Objective
 from trl_opd.policy import PolicyGradient
 from trl_opd.rollouts import Rollouts, Scores, Sibling, Signals
 from trl_opd.tiled import Head
-from trl_opd.trainer import _signal_tensors, _tokens
 
 VOCABULARY = 7
 
@@ -134,7 +134,7 @@ def step(method: Method, made: Batch, readable: Tensor | None = None) -> Step:
     rollouts = replace(rollouts, logps=current * (signals.ce != 0)[:, None])
     signals = objective.weigh(rollouts, signals, scores)
 
-    inputs = _signal_tensors(signals, scores, made.mask) | made.extra
+    inputs = signal_tensors(signals, scores, made.mask) | made.extra
     inputs |= {"completion_ids": made.ids, "advantages": rollouts.advantages}
     if made.old_logps is not None:
         inputs["old_per_token_logps"] = made.old_logps
@@ -147,10 +147,10 @@ def step(method: Method, made: Batch, readable: Tensor | None = None) -> Step:
     loss, facts = token_loss(
         logits[live],
         head,
-        _tokens(inputs, live, weights),
+        compact(inputs, live, weights, [scorer[live] for scorer in made.scorers]),
         objective,
         PolicyGradient.of(config) if objective.uses_policy_gradient else None,
-        [head] * len(scores.hidden),
+        [head] * len(made.scorers),
     )
     (gradient,) = torch.autograd.grad(loss, logits)
     return Step(loss.item(), gradient, signals, facts)
@@ -158,12 +158,11 @@ def step(method: Method, made: Batch, readable: Tensor | None = None) -> Step:
 
 def _scores(made: Batch, signals: Signals) -> Scores:
     """What the scorers say of the rows that carry divergence weight; 0 elsewhere, as in the pipeline."""
-    read = (signals.scored_rows()[:, None] & made.mask.bool())[..., None]
+    read = signals.scored_rows()[:, None] & made.mask.bool()
     entropies = entropy(made.scorers[0].log_softmax(-1)) if made.scorers else None
     return Scores(
-        logps=[made.sampled(scorer) * read[..., 0] for scorer in made.scorers],
-        hidden=[scorer * read for scorer in made.scorers],
-        entropy=None if entropies is None else entropies * read[..., 0],
+        logps=[made.sampled(scorer) * read for scorer in made.scorers],
+        entropy=None if entropies is None else entropies * read,
     )
 
 

@@ -33,6 +33,7 @@ class Objective:
         needs_groups: Whether the G rollouts of one prompt are looked at together.
         uses_policy_gradient: Whether any rollout may feed the policy gradient.
         needs_student_logps: Whether `weigh` reads the student's log-probabilities at rollout time.
+        needs_scores: Whether `weigh` reads the scores.
         teacher: Whose weights score: nobody's, the student's own, or another model's.
         uses_reference: Whether a reference model scores after the teacher.
         divergence: What the student is pulled towards its target by; None where no teacher is involved.
@@ -47,6 +48,7 @@ class Objective:
     needs_groups: ClassVar[bool] = False
     uses_policy_gradient: ClassVar[bool] = False
     needs_student_logps: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = False
     teacher: ClassVar[Literal["none", "self", "external"]] = "none"
     uses_reference: bool = False
     divergence: Divergence | None = None

@@ -72,6 +72,7 @@ class Mix(Objective):
         if config.weighting != "none":
             check_own_distribution(self)
         self.uses_policy_gradient = "pg" in self.components
+        self.needs_scores = config.weighting != "none"
         self.needs_student_logps = config.weighting == "perplexity"
         self.needs_groups = config.context == "hindsight" or config.weighting == "perplexity"
         self.needs_rewards = config.right != config.wrong or self.uses_policy_gradient or config.context == "hindsight"

@@ -32,6 +32,7 @@ class SCOPE(Objective):
     name = "scope"
     needs_rewards = True
     needs_groups = True
+    needs_scores = True
     needs_student_logps = True
     teacher = "external"
 

@@ -23,6 +23,7 @@ class SRPO(Objective):
     name = "srpo"
     needs_rewards = True
     needs_groups = True
+    needs_scores = True
     uses_policy_gradient = True
     teacher = "self"
 
