@@ -52,4 +52,5 @@ def test_three_steps_and_an_evaluation_of_twenty_problems(method, group, smollm2
     arguments = ["--model", str(tmp_path / "run" / "model"), "--benchmark", "gsm8k", "--data-dir", str(shared / "data")]
     print(run("eval", *arguments, "--limit", "20", "--max_new_tokens", "128", "--output_dir", str(out)))
     (summary,) = out.rglob("summary.json")
-    assert len((summary.parent / "verdicts.jsonl").read_text().splitlines()) == 20
+    (verdicts,) = summary.parent.glob("verdicts/*/*.jsonl")
+    assert len(verdicts.read_text().splitlines()) == 20

@@ -82,9 +82,12 @@ def evaluate(arguments: argparse.Namespace, folder: Path) -> int:
     model = Path(arguments.model)
     skill = json.loads((model / "skill.json").read_text())["skill"] if model.exists() else 0.3
     problems, answers = arguments.limit or 40, arguments.n or 4
-    stored = folder / "generations.jsonl"
+    stored, judged = folder / "generations" / "000.jsonl", folder / "verdicts" / "fake" / "000.jsonl"
+    for file in (stored, judged):
+        file.parent.mkdir(parents=True, exist_ok=True)
     done = len(stored.read_text().splitlines()) if stored.exists() else 0
-    write(folder / "manifest.json", {"settings": {"data": "d41d8cd9", "n": answers, "engine": {"model": str(model)}}})
+    settings = {"data": "d41d8cd9", "n": answers, "engine": {"model": str(model)}}
+    write(folder / "manifest.json", {"settings": settings, "scoring": "fake"})
     keys = [(problem, index) for problem in range(problems) for index in range(answers)]
     for problem, index in keys[done:]:
         if index == 0:
@@ -98,7 +101,7 @@ def evaluate(arguments: argparse.Namespace, folder: Path) -> int:
         verdict = row | {"correct": right, "extracted": str(problem) if right else None, "reason": ""}
         with stored.open("a") as generations:
             generations.write(json.dumps(text) + "\n")
-        with (folder / "verdicts.jsonl").open("a") as verdicts:
+        with judged.open("a") as verdicts:
             verdicts.write(json.dumps(verdict) + "\n")
     write(folder / "summary.json", {"metrics": {"accuracy": skill, "truncated_rate": 0.01}})
     return 0

@@ -151,7 +151,7 @@ def test_page_is_made_from_the_results_alone(spec):
 
 
 def test_damaged_verdicts_are_an_error_not_a_smaller_board(spec):
-    verdicts = next((spec.runs_folder / "grpo-seed0").rglob("verdicts.jsonl"))
+    verdicts = next((spec.runs_folder / "grpo-seed0").rglob("verdicts/*/*.jsonl"))
     verdicts.write_text("".join(verdicts.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match="do not fill"):
         collect(plan_runs(spec))

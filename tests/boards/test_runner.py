@@ -43,7 +43,7 @@ def start_board(launcher, spec: Path) -> subprocess.Popen:
 
 def contents(folder: Path) -> dict[str, str]:
     """What the statistics and the page are made of; not how often a run was started."""
-    names = ("generations.jsonl", "verdicts.jsonl", "summary.json", "skill.json")
+    names = ("000.jsonl", "summary.json", "skill.json")
     return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.name in names}
 
 

@@ -40,6 +40,18 @@ def write_benchmark(folder, rows: list[dict], /, **changes):
     return path
 
 
+def result_rows(folder, what: str) -> list[dict]:
+    """The stored completions or verdicts of a run, sorted by key; `what` is `generations` or `verdicts`."""
+    lines = [line for file in (folder / what).rglob("*.jsonl") for line in file.read_text().splitlines()]
+    return sorted(map(json.loads, lines), key=lambda row: (row["problem_id"], row["index"]))
+
+
+def results(folder) -> list:
+    """All that a run found out: completions and verdicts whoever wrote them in whatever order, and the summary."""
+    summary = json.loads((folder / "summary.json").read_text())
+    return [result_rows(folder, "generations"), result_rows(folder, "verdicts"), summary]
+
+
 @pytest.fixture
 def sums_path(tmp_path):
     return write_benchmark(tmp_path / "data", sums())

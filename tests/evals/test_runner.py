@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 
 import pytest
@@ -7,13 +6,7 @@ from trl_opd.errors import UserError
 from trl_opd.evals.engines import Sampling, request_seed
 from trl_opd.evals.runner import evaluate
 
-from .conftest import ScriptedEngine
-
-RESULTS = ("generations.jsonl", "verdicts.jsonl", "summary.json")
-
-
-def results(folder) -> list[bytes]:
-    return [(folder / name).read_bytes() for name in RESULTS]
+from .conftest import ScriptedEngine, result_rows, results
 
 
 @pytest.fixture
@@ -27,9 +20,9 @@ def run(benchmark, sums_path, tmp_path):
 
 def test_the_numbers_are_those_of_the_verdicts(run, tmp_path):
     metrics = run("run").metrics
-    verdicts = [json.loads(line) for line in (tmp_path / "run" / "verdicts.jsonl").read_text().splitlines()]
+    verdicts = result_rows(tmp_path / "run", "verdicts")
     assert [(row["problem_id"], row["index"]) for row in verdicts] == [
-        (f"sum-{i}", j) for i in range(12) for j in range(4)
+        (f"sum-{i}", j) for i in sorted(range(12), key=str) for j in range(4)
     ]
     assert metrics.accuracy == sum(row["correct"] for row in verdicts) / 48
     assert 0 < metrics.accuracy < 1
@@ -45,13 +38,13 @@ def test_a_run_cut_at_any_byte_ends_as_an_undisturbed_one(run, tmp_path, generat
     run("cut")
     folder = tmp_path / "cut"
     (folder / "summary.json").unlink()
-    for name, share in (("generations.jsonl", generations), ("verdicts.jsonl", verdicts)):
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[: int(share * len(content))])
+    for name, share in (("generations", generations), ("verdicts", verdicts)):
+        (file,) = (folder / name).rglob("*.jsonl")
+        content = file.read_bytes()
+        file.write_bytes(content[: int(share * len(content))])
     engine = ScriptedEngine()
     run("cut", engine)
-    assert sorted(results(folder)[0].splitlines()) == sorted(whole[0].splitlines())
-    assert results(folder)[1:] == whole[1:]
+    assert results(folder) == whole
     assert engine.drawn == pytest.approx(48 * (1 - generations), abs=4)
 
 

@@ -1,39 +1,17 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
 from trl_opd.errors import UserError
-from trl_opd.evals.store import JsonLines, RunStore, differences
+from trl_opd.evals.store import RunStore, differences
 
 SETTINGS = {"n": 4, "engine": {"model": "a" * 64, "dtype": "float32"}, "sampling": {"temperature": 1.0}}
 
 
 def open_store(folder, settings=SETTINGS):
     return RunStore(folder, settings, {"command": "test"})
-
-
-@pytest.mark.parametrize("cut", [0, 1, 7, 8, 9, 15, 16])
-def test_a_cut_last_line_is_dropped_and_whole_lines_stay(tmp_path, cut):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"a":1}\n{"a":2}\n'[:cut])
-    rows = JsonLines(path)
-    assert rows.rows == [{"a": 1}, {"a": 2}][: cut // 8]
-    rows.append({"a": 3})
-    rows.close()
-    assert [json.loads(line)["a"] for line in path.read_text().splitlines()] == [*[1, 2][: cut // 8], 3]
-
-
-def test_a_damaged_line_is_refused(tmp_path):
-    (tmp_path / "rows.jsonl").write_bytes(b'{"a":\n{"a":2}\n')
-    with pytest.raises(UserError, match=r"Line 1 of .* is damaged"):
-        JsonLines(tmp_path / "rows.jsonl")
-
-
-def test_odd_line_ends_inside_a_string_do_not_split_a_row(tmp_path):
-    rows = JsonLines(tmp_path / "rows.jsonl")
-    rows.append({"a": "x\u2028y\x85z\ud800"})
-    rows.close()
-    assert JsonLines(tmp_path / "rows.jsonl").rows == [{"a": "x\u2028y\x85z\ud800"}]
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
@@ -63,9 +41,71 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["thesis.tex"]
 
 
-def test_one_process_at_a_time(tmp_path):
-    with open_store(tmp_path / "run"), pytest.raises(UserError, match="Another process"):
-        open_store(tmp_path / "run")
+def test_a_process_opens_a_folder_once_and_another_gets_files_of_its_own(tmp_path):
+    with open_store(tmp_path / "run") as store:
+        with pytest.raises(UserError, match="already working on"):
+            open_store(tmp_path / "run")
+        script = "import sys; from tests.evals.test_store import open_store; from pathlib import Path\n"
+        script += "with open_store(Path(sys.argv[1])) as store: print(store.writer, store.claim(3), store.claim(4))"
+        assert store.claim(3)
+        output = subprocess.check_output([sys.executable, "-c", script, str(tmp_path / "run")], text=True)
+    assert output.split() == ["1", "False", "True"]
+    with open_store(tmp_path / "run") as store:
+        assert store.writer == 0
+
+
+def test_the_files_of_a_dead_writer_are_adopted_with_what_was_not_scored(tmp_path):
+    with open_store(tmp_path / "run") as store:
+        for index in range(3):
+            store.add_generation({"problem_id": "p", "index": index})
+        store.add_verdict({"problem_id": "p", "index": 1}, store.writer)
+    (tmp_path / "run" / "generations" / "000.jsonl").rename(tmp_path / "run" / "generations" / "001.jsonl")
+    (verdicts,) = (tmp_path / "run" / "verdicts").rglob("*.jsonl")
+    verdicts.rename(verdicts.with_name("001.jsonl"))
+    with open_store(tmp_path / "run") as store:
+        assert store.drawn == {("p", 0), ("p", 1), ("p", 2)}
+        assert store.scored == {("p", 1)}
+        assert list(store.unscored()) == []
+        store.adopt()
+        assert list(store.unscored()) == [(1, {"problem_id": "p", "index": 0}), (1, {"problem_id": "p", "index": 2})]
+
+
+def test_verdicts_whose_completions_were_lost_are_dropped(tmp_path):
+    with open_store(tmp_path / "run") as store:
+        for index in range(3):
+            store.add_generation({"problem_id": "p", "index": index})
+            store.add_verdict({"problem_id": "p", "index": 2 - index}, store.writer)
+    file = tmp_path / "run" / "generations" / "000.jsonl"
+    file.write_bytes(file.read_bytes()[:-3])
+    with open_store(tmp_path / "run") as store:
+        assert store.drawn == store.scored == {("p", 0), ("p", 1)}
+        store.add_verdict({"problem_id": "p", "index": 2}, store.writer)
+    (verdicts,) = (tmp_path / "run" / "verdicts").rglob("*.jsonl")
+    assert [json.loads(line)["index"] for line in verdicts.read_text().splitlines()] == [1, 0, 2]
+
+
+def test_another_scorer_is_refused_with_the_way_out_and_taken_to_rescore(tmp_path):
+    settings = SETTINGS | {"data": "d", "scorer": {"version": "1"}}
+    newer = settings | {"scorer": {"version": "2"}}
+    with open_store(tmp_path / "run", settings) as store:
+        store.finish({"accuracy": 1})
+    with pytest.raises(UserError, match=r"scorer\.version is .*: `trl-opd eval rescore "):
+        open_store(tmp_path / "run", newer)
+    with pytest.raises(UserError, match="n is 4 there and 5 here"):
+        RunStore(tmp_path / "run", newer | {"n": 5}, {}, rescore=True)
+    with RunStore(tmp_path / "run", newer, {}, rescore=True) as store:
+        assert store.summary is None
+        store.finish({"accuracy": 0})
+    with open_store(tmp_path / "run", newer) as store:
+        assert store.summary["accuracy"] == 0
+    accuracies = [json.loads(path.read_text())["accuracy"] for path in (tmp_path / "run").rglob("metrics.json")]
+    assert sorted(accuracies) == [0, 1]
+
+
+def test_a_run_of_an_older_format_is_refused_in_one_sentence(tmp_path):
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": 1, "settings": SETTINGS}))
+    with pytest.raises(UserError, match="format 1, and this version writes format 2: use another output folder"):
+        open_store(tmp_path)
 
 
 def test_the_manifest_lists_sessions_until_the_run_is_finished(tmp_path):
@@ -75,7 +115,7 @@ def test_the_manifest_lists_sessions_until_the_run_is_finished(tmp_path):
     with open_store(tmp_path / "run") as store:
         store.finish({"accuracy": 1})
     with open_store(tmp_path / "run") as store:
-        assert store.summary == {"accuracy": 1}
+        assert store.summary["accuracy"] == 1
         assert len(store.manifest["sessions"]) == 3
         assert store.manifest["sessions"][0]["versions"]["math-verify"]
         assert store.manifest["finished"] >= store.manifest["started"]

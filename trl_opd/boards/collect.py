@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from trl_opd.boards.files import content_hash, read_json, read_rows
 from trl_opd.boards.runs import EVAL, FINISHED, TRAIN, Run, Stage, Status, status_of
 from trl_opd.errors import UserError
+from trl_opd.evals.results import StoredRun, read_run
 
 # What a run may differ in without its evaluation being another one: the model and the engine that ran it.
 OF_THE_MODEL = ("engine",)
@@ -77,14 +77,13 @@ def _read(run: Run) -> RunRecord:
 
 
 def _read_evaluation(stage: Stage) -> dict[str, Any]:
-    verdicts = read_rows(stage.folder / "verdicts.jsonl")
-    problem_ids, correct = _verdict_table(verdicts, stage.folder)
-    first = {row["problem_id"]: row for row in verdicts if row["index"] == 0}
-    generations = read_rows(stage.folder / "generations.jsonl")
-    written = {row["problem_id"]: row for row in generations if row["index"] == 0}
+    stored = read_run(stage.folder)
+    problem_ids, correct = _verdict_table(stored)
+    first = {problem: row for (problem, index), row in stored.verdicts.items() if index == 0}
+    written = {row["problem_id"]: row for row in stored.generations() if row["index"] == 0}
     return {
-        "manifest": read_json(stage.folder / "manifest.json") or {},
-        "metrics": (read_json(stage.folder / "summary.json") or {}).get("metrics", {}),
+        "manifest": stored.manifest,
+        "metrics": stored.summary["metrics"],
         "problem_ids": problem_ids,
         "correct": correct,
         "answers": {
@@ -101,20 +100,20 @@ def _read_evaluation(stage: Stage) -> dict[str, Any]:
     }
 
 
-def _verdict_table(verdicts: list[dict[str, Any]], folder: Path) -> tuple[tuple[str, ...], np.ndarray]:
+def _verdict_table(stored: StoredRun) -> tuple[tuple[str, ...], np.ndarray]:
     """Sorted problem ids and `[N, K]` verdicts.
 
     Raises:
         UserError: if the rows do not fill the table exactly once.
     """
-    verdict_of = {(row["problem_id"], row["index"]): bool(row["correct"]) for row in verdicts}
+    verdict_of = {key: bool(row["correct"]) for key, row in stored.verdicts.items()}
     problem_ids = tuple(sorted({problem for problem, _ in verdict_of}))
     answers = 1 + max((index for _, index in verdict_of), default=-1)
     keys = [(problem, index) for problem in problem_ids for index in range(answers)]
-    if not keys or len(verdicts) != len(keys) or any(key not in verdict_of for key in keys):
+    if not keys or len(verdict_of) != len(keys) or any(key not in verdict_of for key in keys):
         raise UserError(
-            f"{folder} says that it is finished, but its {len(verdicts)} verdicts do not fill {len(problem_ids)} "
-            f"problems x {answers} answers once each: move the folder away to evaluate again."
+            f"{stored.folder} says that it is finished, but its {len(verdict_of)} verdicts do not fill "
+            f"{len(problem_ids)} problems x {answers} answers once each: move the folder away to evaluate again."
         )
     return problem_ids, np.array([verdict_of[key] for key in keys]).reshape(len(problem_ids), answers)
 

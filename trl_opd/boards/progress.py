@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from trl_opd.boards.files import read_json
 from trl_opd.boards.runs import FINISHED, TRAIN, Run, Stage, status_of
+from trl_opd.evals.results import count_generations
 
 LIVE_SECONDS = 0.5
 PLAIN_SECONDS = 30.0
@@ -75,16 +75,12 @@ def stage_progress(stage: Stage, started: float) -> str:
         if "total_steps" in stored:
             return f"train, step {stored.get('step', 0)} of {stored['total_steps']}, {clock}"
         return f"train, starting, {clock}"
-    return f"eval, {_count_lines(stage.folder / 'generations.jsonl')} answers, {clock}"
+    return f"eval, {count_generations(stage.folder)} answers, {clock}"
 
 
 def _standing(run: Run) -> str:
     status = status_of(run)
     return f"{status.state}: {status.error}" if status.error else status.state
-
-
-def _count_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def _clock(seconds: float) -> str:

@@ -1,25 +1,31 @@
 """One evaluation from beginning to end: problems -> generations -> verdicts -> metrics."""
 
+import os
 import sys
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trl_opd.errors import UserError
 from trl_opd.evals.benchmark import Benchmark, Problem, load_rows, rows_sha256
 from trl_opd.evals.engines import Engine, Key, Request, Sampling, request_seed
+from trl_opd.evals.files import read_rows
 from trl_opd.evals.metrics import Metrics, compute
+from trl_opd.evals.pipeline import ScoringThreads, fill
 from trl_opd.evals.records import json_sha256
 from trl_opd.evals.scorers import Scorer, make_scorer
-from trl_opd.evals.store import RunStore
+from trl_opd.evals.store import RunStore, generation_files, key_of, verdict_files
 
 Item = TypeVar("Item")
+
+REFRESHES_PER_SECOND = 2
+"""Of the progress line: redrawing it takes time from the engine's process."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,25 @@ class Summary:
         return cls(values["benchmark"], values["settings_sha256"], Metrics(**metrics))
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a run is to hold.
+
+    Attributes:
+        benchmark (`Benchmark`): What is run.
+        problems (`list[Problem]`): Its problems, as many as are run.
+        requests (`list[Request]`): What is drawn.
+        sampling (`Sampling`): How it is drawn.
+        settings (`dict`): All that decides the result. A folder with other settings is another experiment.
+    """
+
+    benchmark: Benchmark
+    problems: list[Problem]
+    requests: list[Request]
+    sampling: Sampling
+    settings: dict[str, Any]
+
+
 def evaluate(
     benchmark: Benchmark,
     engine: Engine,
@@ -56,10 +81,11 @@ def evaluate(
     seed: int = 0,
     limit: int | None = None,
     data_dir: Path | None = None,
+    workers: int | None = None,
     command: str | None = None,
     progress: bool = False,
 ) -> Summary:
-    """Run a benchmark, or continue or report the same run where its folder has it already.
+    """Run a benchmark, or continue, share or report the same run where its folder has it already.
 
     Args:
         benchmark (`Benchmark`): What to run.
@@ -70,6 +96,7 @@ def evaluate(
         seed (`int`, defaults to `0`): Seed of the run; each sample's own seed follows from it.
         limit (`int`, *optional*): The first problems only.
         data_dir (`Path`, *optional*): Folder with local copies of the data.
+        workers (`int`, *optional*): Completions scored at the same time; the number of cores by default.
         command (`str`, *optional*): The command line, for the manifest.
         progress (`bool`, defaults to `False`): Show progress on the error stream.
 
@@ -91,89 +118,120 @@ def evaluate(
         for problem in problems
         for index in range(n)
     ]
-    with closing(make_scorer(benchmark)) as scorer:
-        settings = _settings(benchmark, engine, scorer, problems, n, sampling, seed)
-        session = {"command": command, **engine.details(), "scorer": scorer.details()}
-        with RunStore(out_dir, settings, session) as store:
-            if store.summary is None:
-                _generate(store, engine, requests, sampling, progress)
-                _score(store, scorer, problems, n, progress)
-                metrics = _metrics(store, problems, n)
-                store.finish(asdict(Summary(benchmark.name, json_sha256(settings), metrics)))
-            return Summary.from_json(store.summary)
-
-
-def _settings(
-    benchmark: Benchmark,
-    engine: Engine,
-    scorer: Scorer,
-    problems: list[Problem],
-    n: int,
-    sampling: Sampling,
-    seed: int,
-) -> dict[str, Any]:
-    """All that decides the result. A folder with other settings is another experiment."""
-    return {
+    workers = checked_workers(workers)
+    scorer = make_scorer(benchmark, workers)
+    settings = {
         "benchmark": benchmark.name,
         "problems": len(problems),
         "data": rows_sha256(problems),
-        "prompts": json_sha256([benchmark.messages(problem) for problem in problems]),
+        "prompts": prompts_sha256(benchmark, problems),
         "engine": engine.identity(),
         "n": n,
         "sampling": asdict(sampling),
         "seed": seed,
         "scorer": scorer.identity(),
     }
+    job = Job(benchmark, problems, requests, sampling, settings)
+    return run(job, engine, scorer, out_dir, workers=workers, command=command, progress=progress)
 
 
-def _generate(store: RunStore, engine: Engine, requests: list[Request], sampling: Sampling, progress: bool) -> None:
-    done = {_key(row) for row in store.generations.rows}
-    generations = engine.generate(engine.batches(requests, sampling), sampling, done)
-    for generation in _track(generations, "generating", len(requests) - len(done), progress):
-        store.generations.append(asdict(generation))
-    assert {_key(row) for row in store.generations.rows} == {request.key for request in requests}, (
-        "the engine did not draw what was asked"
-    )
-    assert len(store.generations.rows) == len(requests), "a completion is stored twice"
+def run(
+    job: Job,
+    engine: Engine,
+    scorer: Scorer,
+    out_dir: Path,
+    *,
+    workers: int,
+    command: str | None = None,
+    progress: bool = False,
+    rescore: bool = False,
+) -> Summary:
+    """Bring a run's folder to its end, and the scorer with it.
+
+    Args:
+        rescore (`bool`, defaults to `False`): Let the folder's run have other answers or another scorer so far.
+
+    Raises:
+        UserError: The folder holds another run or cannot be written, or the engine or the scorer cannot do it.
+    """
+    session = {"command": command, **engine.details(), "workers": workers, "scorer": scorer.details()}
+    by_id = {problem.id: problem for problem in job.problems}
+    with closing(scorer), RunStore(out_dir, job.settings, session, rescore=rescore) as store:
+        if store.summary is None:
+            with ScoringThreads(store, scorer, by_id, workers) as threads, _progress(store, job, progress) as tick:
+                fill(store, engine, threads, job.requests, job.sampling, tick)
+            metrics = _metrics(store, job)
+            store.finish(asdict(Summary(job.benchmark.name, json_sha256(job.settings), metrics)))
+        return Summary.from_json(store.summary)
 
 
-def _score(store: RunStore, scorer: Scorer, problems: list[Problem], n: int, progress: bool) -> None:
-    """Score what has no verdict yet, in the order of the problems."""
-    by_id = {problem.id: problem for problem in problems}
-    completions = {_key(row): row["completion"] for row in store.generations.rows}
-    done = {_key(row) for row in store.verdicts.rows}
-    missing = [key for key in _keys(problems, n) if key not in done]
-    for problem_id, index in _track(missing, "scoring", len(missing), progress):
-        verdict = scorer.score(completions[problem_id, index], by_id[problem_id])
-        store.verdicts.append({"problem_id": problem_id, "index": index, **asdict(verdict)})
+def checked_workers(workers: int | None) -> int:
+    """The number of completions to score at a time: the number of cores unless one is given.
+
+    Raises:
+        UserError: It is not positive.
+    """
+    if workers is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers < 1:
+        raise UserError(f"workers must be at least 1, not {workers}: nothing would be scored.")
+    return workers
 
 
-def _metrics(store: RunStore, problems: list[Problem], n: int) -> Metrics:
-    keys = _keys(problems, n)
-    generations = {_key(row): row for row in store.generations.rows}
-    verdicts = {_key(row): row for row in store.verdicts.rows}
-    shape = (len(problems), n)
+def prompts_sha256(benchmark: Benchmark, problems: list[Problem]) -> str:
+    """The hash of the conversations that ask the problems."""
+    return json_sha256([benchmark.messages(problem) for problem in problems])
+
+
+def _metrics(store: RunStore, job: Job) -> Metrics:
+    verdicts = _rows_by_key(verdict_files(store.folder, store.scoring), ("correct", "extracted", "reason"))
+    generations = _rows_by_key(generation_files(store.folder), ("finish_reason", "tokens"))
+    keys = [request.key for request in job.requests]
+    assert verdicts.keys() == generations.keys() == set(keys), "the run holds something else than what was asked"
+    shape = (len(job.problems), job.settings["n"])
     return compute(
         correct_PN=np.array([verdicts[key]["correct"] for key in keys]).reshape(shape),
-        answers=_rows([verdicts[key]["extracted"] for key in keys], n),
-        reasons=_rows([verdicts[key]["reason"] for key in keys], n),
+        answers=_cut([verdicts[key]["extracted"] for key in keys], shape[1]),
+        reasons=_cut([verdicts[key]["reason"] for key in keys], shape[1]),
         truncated_PN=np.array([generations[key]["finish_reason"] == "length" for key in keys]).reshape(shape),
         tokens_PN=np.array([generations[key]["tokens"] for key in keys]).reshape(shape),
     )
 
 
-def _keys(problems: list[Problem], n: int) -> list[Key]:
-    return [(problem.id, index) for problem in problems for index in range(n)]
+def _rows_by_key(files: list[Path], fields: tuple[str, ...]) -> dict[Key, dict[str, Any]]:
+    """A few fields of all rows; long texts are left on the disk."""
+    rows: dict[Key, dict[str, Any]] = {}
+    for row in (row for file in files for row in read_rows(file)):
+        assert key_of(row) not in rows, f"{key_of(row)} is stored twice"
+        rows[key_of(row)] = {field: row[field] for field in fields}
+    return rows
 
 
-def _key(row: dict[str, Any]) -> Key:
-    return row["problem_id"], row["index"]
-
-
-def _rows(items: list[Item], length: int) -> list[list[Item]]:
-    """Cut a list into rows of `length`; the last may be shorter."""
+def _cut(items: list[Item], length: int) -> list[list[Item]]:
+    """Cut a list into rows of `length`."""
     return [items[start : start + length] for start in range(0, len(items), length)]
 
 
-def _track(items: Iterable[Any], description: str, total: int, progress: bool) -> Iterable[Any]:
-    return track(items, description, total=total, console=Console(file=sys.stderr), disable=not progress)
+@contextmanager
+def _progress(store: RunStore, job: Job, shown: bool) -> Iterator[Callable[[], None]]:
+    """Two bars on the error stream: what is drawn and what is scored, by all processes."""
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr),
+        refresh_per_second=REFRESHES_PER_SECOND,
+        disable=not shown,
+    )
+    drawn = bars.add_task(f"{job.benchmark.name}: generating", total=len(job.requests))
+    scored = bars.add_task(f"{job.benchmark.name}: scoring", total=len(job.requests))
+
+    def tick() -> None:
+        bars.update(drawn, completed=len(store.drawn))
+        bars.update(scored, completed=len(store.scored))
+
+    with bars:
+        tick()
+        yield tick
+        tick()

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,17 @@ from trl_opd.cli.eval.tables import summary_table
 from trl_opd.errors import UserError
 from trl_opd.evals.benchmark import load_rows
 from trl_opd.evals.engines import DTYPES, EngineOptions, Sampling
-from trl_opd.evals.runner import evaluate
+from trl_opd.evals.runner import checked_workers, evaluate
 from trl_opd.evals.suites import load_suite
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells have it."""
 
 DESCRIPTION = """\
 Run benchmarks on a model: draw completions, score them, report accuracy with intervals.
 
 A run lives in OUTPUT_DIR/BENCHMARK. The same command continues a run that was interrupted and reports one that is
-finished; other settings need another folder.
+finished; given in several processes at the same time, they share the work. Other settings need another folder.
 """
 
 EPILOG = """\
@@ -71,6 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_option(
         engine, "--chat-template-kwargs", type=json_object, metavar="JSON", help="e.g. '{\"enable_thinking\": false}'"
     )
+    engine.add_argument(
+        "--workers", type=int, metavar="W", help="completions scored at the same time (default: the number of cores)"
+    )
     add_option(engine, "--output-dir", type=Path, metavar="DIR", help="folder for the runs (default: eval_runs/MODEL)")
     return parser
 
@@ -81,7 +88,13 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: What the command asks cannot be done.
     """
-    _run(build_parser().parse_args(argv), argv)
+    try:
+        _run(build_parser().parse_args(argv), argv)
+    except KeyboardInterrupt:
+        print(
+            "\nStopped: what is drawn and scored is stored, and the same command goes on from there.", file=sys.stderr
+        )
+        return INTERRUPTED
     return 0
 
 
@@ -91,6 +104,7 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> None:
         raise UserError("Nothing to run: pass --benchmark NAME or --suite NAME; `trl-opd eval list` shows the names.")
     benchmarks = list({benchmark.name: benchmark for name in suites for benchmark in load_suite(name)}.values())
     samplings = [replace(benchmark.protocol.sampling, **given(arguments, Sampling)) for benchmark in benchmarks]
+    checked_workers(arguments.workers)
     options = EngineOptions(**given(arguments, EngineOptions))
     for benchmark in benchmarks:
         load_rows(benchmark, arguments.data_dir, arguments.limit)  # all data are there before the first model is loaded
@@ -113,6 +127,7 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> None:
             seed=arguments.seed,
             limit=arguments.limit,
             data_dir=arguments.data_dir,
+            workers=arguments.workers,
             command=shlex.join(["trl-opd", "eval", *argv]),
             progress=True,
         )
