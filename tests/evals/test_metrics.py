@@ -87,3 +87,15 @@ def test_compute_counts_what_went_wrong():
     assert metrics.pass_at_k == pytest.approx({"1": 1 / 3, "2": 2 / 3})
     assert metrics.truncated_rate == metrics.no_answer_rate == pytest.approx(1 / 6)
     assert (metrics.timeouts, metrics.errors, metrics.mean_tokens) == (1, 1, 3.5)
+
+
+def test_unequal_numbers_of_samples_weigh_every_problem_the_same():
+    correct = [[True, False], [True, True, False, False], [False, False]]
+    metrics = compute(correct, [["1"] * len(row) for row in correct], [["wrong"]] * 3, None, None)
+    assert metrics.n == 2
+    assert metrics.accuracy == pytest.approx(1 / 3)
+    error = np.sqrt(0.5 / 2 + (1 / 3) / 4) / 3
+    assert metrics.decoding_interval == pytest.approx((0, 1 / 3 + Z_95 * error))
+    # Of 2 samples with 1 right a pair always holds it, of 4 with 2 right in 5 cases of 6.
+    assert metrics.pass_at_k == pytest.approx({"1": 1 / 3, "2": (1 + 5 / 6) / 3})
+    assert metrics.mean_tokens is metrics.truncated_rate is None

@@ -1,5 +1,7 @@
 """From scored samples to numbers with intervals: pure numpy on `[P, n]` arrays, `P` problems with `n` samples each.
 
+Where problems have unequal numbers of samples, a list of `P` rows stands for the array: every problem weighs the same.
+
 Two uncertainties are told apart and never merged. The *decoding* interval holds the problems fixed: would other
 samples of the same model give the same number? The *problem* interval takes each problem as a cluster of its samples,
 drawn from a population of problems (Miller, https://arxiv.org/abs/2411.00640): would other problems give it? Both are
@@ -7,7 +9,9 @@ normal, at 95 %, and cut to [0, 1]. An interval that the data cannot give is `No
 of decoding and one problem nothing of problems, and a width of zero would say that all is known where nothing is.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +19,7 @@ from numpy.typing import NDArray
 Z_95 = 1.959963984540054
 
 Interval = tuple[float, float]
+Rows = NDArray | Sequence[Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -23,17 +28,17 @@ class Metrics:
 
     Attributes:
         problems (`int`): `P`.
-        n (`int`): Samples for each problem.
-        accuracy (`float`): avg@n, the mean over all samples.
+        n (`int`): Samples for each problem; the least, where they differ.
+        accuracy (`float`): avg@n, the mean over problems of the share of correct samples.
         decoding_interval (`tuple[float, float]` or `None`): 95 % interval over decoding, problems fixed.
         problem_interval (`tuple[float, float]` or `None`): 95 % interval over problems, clustered by problem.
         pass_at_k (`dict[str, float]`): Unbiased pass@k for k = 1, 2, 4, ... up to n.
         majority_at_n (`float`): Accuracy of the most frequent answer of each problem.
-        truncated_rate (`float`): Samples that the token limit cut.
+        truncated_rate (`float` or `None`): Samples that the token limit cut, where it is known.
         no_answer_rate (`float`): Samples in which no answer was found.
         timeouts (`int`): Comparisons that ran out of time, counted as wrong.
         errors (`int`): Comparisons that failed, counted as wrong.
-        mean_tokens (`float`): Mean length of a sample in tokens.
+        mean_tokens (`float` or `None`): Mean length of a sample in tokens, where it is known.
     """
 
     problems: int
@@ -43,58 +48,60 @@ class Metrics:
     problem_interval: Interval | None
     pass_at_k: dict[str, float]
     majority_at_n: float
-    truncated_rate: float
+    truncated_rate: float | None
     no_answer_rate: float
     timeouts: int
     errors: int
-    mean_tokens: float
+    mean_tokens: float | None
 
 
-def pass_at_k(correct_P: NDArray, n: int, k: int) -> float:
+def pass_at_k(correct_P: NDArray, n: int | NDArray, k: int) -> float:
     """Mean over problems of 1 - C(n - c, k) / C(n, k), the chance that k of the n samples hold a correct one.
 
     Args:
         correct_P (`numpy.ndarray`): Number `c` of correct samples of each problem, `[P]`.
-        n (`int`): Samples for each problem.
-        k (`int`): From 1 to `n`.
+        n (`int` or `numpy.ndarray`): Samples for each problem, one number or `[P]`.
+        k (`int`): From 1 to the smallest `n`.
     """
-    assert 1 <= k <= n, f"pass@{k} cannot be had from {n} samples"
+    n_P1 = np.broadcast_to(n, np.shape(correct_P))[:, None]
+    assert 1 <= k <= n_P1.min(), f"pass@{k} cannot be had from {n_P1.min()} samples"
     # C(n - c, k) / C(n, k) as a product of k factors, the j-th the chance that draw j is wrong after wrong ones.
     draws_K = np.arange(k)
-    all_wrong_PK = np.clip(n - np.asarray(correct_P)[:, None] - draws_K, 0, None) / (n - draws_K)
+    all_wrong_PK = np.clip(n_P1 - np.asarray(correct_P)[:, None] - draws_K, 0, None) / (n_P1 - draws_K)
     return float(1 - all_wrong_PK.prod(axis=1).mean())
 
 
-def decoding_interval(correct_PN: NDArray) -> Interval | None:
-    """95 % interval of the mean over decoding: SE^2 = sum over problems of s_p^2 / n, over P^2, s_p^2 with n - 1."""
-    problems, n = correct_PN.shape
-    if n < 2:
+def decoding_interval(correct_PN: Rows) -> Interval | None:
+    """95 % interval of the mean over decoding: SE^2 = (sum over problems of s_p^2 / n_p) / P^2, s_p^2 over n_p - 1."""
+    if min(map(len, correct_PN)) < 2:
         return None
-    return _interval(correct_PN.mean(), np.sqrt((correct_PN.var(axis=1, ddof=1) / n).sum()) / problems)
+    variances_P = np.array([np.var(row, ddof=1) / len(row) for row in correct_PN])
+    return _interval(_means(correct_PN).mean(), np.sqrt(variances_P.sum()) / len(correct_PN))
 
 
-def problem_interval(correct_PN: NDArray) -> Interval | None:
+def problem_interval(correct_PN: Rows) -> Interval | None:
     """95 % interval of the mean over problems: the clustered standard error, with the factor P / (P - 1).
 
-    With `n` samples in every cluster that is the standard deviation of the problems' means over sqrt(P).
+    Every problem weighs the same, so that is the standard deviation of the problems' means over sqrt(P).
     """
-    problems = correct_PN.shape[0]
+    problems = len(correct_PN)
     if problems < 2:
         return None
-    return _interval(correct_PN.mean(), correct_PN.mean(axis=1).std(ddof=1) / np.sqrt(problems))
+    means_P = _means(correct_PN)
+    return _interval(means_P.mean(), means_P.std(ddof=1) / np.sqrt(problems))
 
 
-def majority_at_n(correct_PN: NDArray, answers: list[list[str | None]]) -> float:
+def majority_at_n(correct_PN: Rows, answers: Sequence[Sequence[str | None]]) -> float:
     """Accuracy of each problem's most frequent answer string. The earlier wins a tie; no answer is no vote."""
     return float(np.mean([_majority(correct, votes) for correct, votes in zip(correct_PN, answers, strict=True)]))
 
 
 def compute(
-    correct_PN: NDArray,
-    answers: list[list[str | None]],
-    reasons: list[list[str]],
-    truncated_PN: NDArray,
-    tokens_PN: NDArray,
+    correct_PN: Rows,
+    answers: Sequence[Sequence[str | None]],
+    reasons: Sequence[Sequence[str]],
+    truncated_PN: Rows | None,
+    tokens_PN: Rows | None,
 ) -> Metrics:
     """All metrics of a run.
 
@@ -102,29 +109,35 @@ def compute(
         correct_PN (`numpy.ndarray`): Verdicts, boolean, `[P, n]`.
         answers (`list[list[str | None]]`): The answers that were read, `[P, n]`.
         reasons (`list[list[str]]`): The reasons of the verdicts, `[P, n]`.
-        truncated_PN (`numpy.ndarray`): Whether the token limit cut the sample, boolean, `[P, n]`.
-        tokens_PN (`numpy.ndarray`): Tokens drawn, `[P, n]`.
+        truncated_PN (`numpy.ndarray`, *optional*): Whether the token limit cut the sample, boolean, `[P, n]`.
+        tokens_PN (`numpy.ndarray`, *optional*): Tokens drawn, `[P, n]`.
     """
-    problems, n = correct_PN.shape
     flat = [reason for row in reasons for reason in row]
+    n_P = np.array([len(row) for row in correct_PN])
+    correct_P = np.array([np.sum(row) for row in correct_PN])
+    n = int(n_P.min())
     ks = [2**power for power in range(n.bit_length())]
     return Metrics(
-        problems=problems,
+        problems=len(correct_PN),
         n=n,
-        accuracy=float(correct_PN.mean()),
+        accuracy=float(_means(correct_PN).mean()),
         decoding_interval=decoding_interval(correct_PN),
         problem_interval=problem_interval(correct_PN),
-        pass_at_k={str(k): pass_at_k(correct_PN.sum(axis=1), n, k) for k in ks},
+        pass_at_k={str(k): pass_at_k(correct_P, n_P, k) for k in ks},
         majority_at_n=majority_at_n(correct_PN, answers),
-        truncated_rate=float(truncated_PN.mean()),
+        truncated_rate=None if truncated_PN is None else float(np.mean(np.concatenate(truncated_PN))),
         no_answer_rate=flat.count("no answer") / len(flat),
         timeouts=flat.count("timeout"),
         errors=sum(reason.startswith("error") for reason in flat),
-        mean_tokens=float(tokens_PN.mean()),
+        mean_tokens=None if tokens_PN is None else float(np.mean(np.concatenate(tokens_PN))),
     )
 
 
-def _majority(correct_N: NDArray, votes: list[str | None]) -> bool:
+def _means(rows: Rows) -> NDArray:
+    return np.array([np.mean(row) for row in rows])
+
+
+def _majority(correct_N: Sequence[bool], votes: Sequence[str | None]) -> bool:
     answers = [vote for vote in votes if vote is not None]
     if not answers:
         return False

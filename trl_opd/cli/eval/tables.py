@@ -34,13 +34,15 @@ def _column(metrics: Metrics) -> dict[str, str]:
         "cut at max_new_tokens": percent(metrics.truncated_rate),
         "no answer found": percent(metrics.no_answer_rate),
         "comparisons timed out / failed": f"{metrics.timeouts} / {metrics.errors}",
-        "tokens a sample": f"{metrics.mean_tokens:.0f}",
+        "tokens a sample": "-" if metrics.mean_tokens is None else f"{metrics.mean_tokens:.0f}",
     }
 
 
-def percent(rate: float) -> str:
-    return f"{100 * rate:.1f}"
+def percent(rate: float | None) -> str:
+    """A rate in percent, a dash where it is not known."""
+    return "-" if rate is None else f"{100 * rate:.1f}"
 
 
 def shown_interval(interval: Interval | None) -> str:
+    """An interval in percent, a dash where the data give none."""
     return "-" if interval is None else f"{percent(interval[0])} to {percent(interval[1])}"
