@@ -34,6 +34,8 @@ def signal_tensors(signals: Signals, scores: Scores, mask: Tensor) -> Batch:
     tensors = {f"{name}_weight": weight for name, weight in per_token.items()}
     tensors["counted"] = mask * signals.counted[:, None]
     tensors |= {f"scorer_logps_{i}": logps for i, logps in enumerate(scores.logps)}
+    if scores.support_ids is not None:
+        tensors |= {"support_ids": scores.support_ids, "support_logps": scores.support_logps}
     return tensors | {f"scorer_states_{i}": states for i, states in enumerate(scores.states)}
 
 

@@ -265,13 +265,17 @@ def check_teacher(teacher_model: Any, reference_model: Any, config: Any, objecti
             ("teacher_model", teacher_model),
             ("teacher_model_name_or_path", getattr(config, "teacher_model_name_or_path", None)),
             ("teacher_models", getattr(config, "teacher_models", None)),
+            ("teacher_cache", getattr(config, "teacher_cache", None)),
+            ("teacher_server", getattr(config, "teacher_server", None)),
         )
         if given is not None
     ]
+    if {"teacher_cache", "teacher_server"} & {*named} and "teacher_model_name_or_path" in named:
+        named.remove("teacher_model_name_or_path")  # a copy to compare with
     if objective.teacher == "external" and not named:
         raise UserError(
             f"{objective.name} distils an external teacher and none was given; pass teacher_model, or set "
-            "teacher_model_name_or_path."
+            "teacher_model_name_or_path, teacher_cache or teacher_server."
         )
     if objective.teacher != "external" and named:
         raise UserError(f"{objective.name} has no external teacher, so {named[0]} would be ignored; remove it.")
@@ -315,6 +319,13 @@ def check_domains(dataset: Any, config: Any) -> None:
         )
 
 
+def tokenizer_before_loading(model: Any, processing_class: Any):
+    """The student's tokenizer where it can be had without its model; None where TRL takes it from the model."""
+    if processing_class is None and isinstance(model, str):
+        return AutoTokenizer.from_pretrained(model)
+    return processing_class
+
+
 def check_vocabularies(model: Any, processing_class: Any, teacher_model: Any, config: Any) -> None:
     """Refuses a teacher of another vocabulary before either model is loaded, where both are given by name.
 
@@ -325,8 +336,8 @@ def check_vocabularies(model: Any, processing_class: Any, teacher_model: Any, co
     named = teacher_model if teacher_model is not None else getattr(config, "teacher_model_name_or_path", None)
     candidates = (named, getattr(config, "reference_model_name_or_path", None), *several.values())
     teachers = [name for name in candidates if isinstance(name, str)]
-    if not teachers or (processing_class is None and not isinstance(model, str)):
+    student = tokenizer_before_loading(model, processing_class) if teachers else None
+    if student is None:
         return
-    student = processing_class or AutoTokenizer.from_pretrained(model)
     for name in teachers:
         check_same_vocabulary(student, AutoTokenizer.from_pretrained(name), name)

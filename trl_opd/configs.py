@@ -203,6 +203,23 @@ class ExternalTeacherConfig(DistillationConfig):
             Arguments of `AutoModelForCausalLM.from_pretrained` for the teacher. `None` for the student's.
         use_teacher_template (`bool`, *optional*, defaults to `False`):
             Whether the teacher's prompts are rendered with its own chat template instead of the student's.
+
+    > Parameters that control a teacher that is not loaded here, see docs/teachers.md
+
+    Parameters:
+        teacher_cache (`str`, *optional*):
+            Folder made by `trl-opd cache`: its rollouts are trained on, and the teacher's scores are read from it.
+        teacher_server (`str`, *optional*):
+            Address of a vLLM server that scores, e.g. `"http://127.0.0.1:8000"`. A teacher that is named besides is
+            loaded once to compare, and not used.
+        teacher_server_model (`str`, *optional*):
+            The served model's name; `None` where it serves one.
+        teacher_server_timeout (`float`, *optional*, defaults to `120.0`):
+            Seconds that one request may take.
+        teacher_server_retries (`int`, *optional*, defaults to `6`):
+            Further attempts for a request that failed, with back-off; a row that has none left is not distilled.
+        teacher_server_concurrency (`int`, *optional*, defaults to `16`):
+            Requests under way at a time, in each process.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*DistillationConfig._VALID_DICT_FIELDS, "teacher_model_init_kwargs"]
@@ -217,6 +234,25 @@ class ExternalTeacherConfig(DistillationConfig):
 
     use_teacher_template: bool = field(
         default=False, metadata={"help": "Whether the teacher's prompts are rendered with its own chat template."}
+    )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder made by trl-opd cache: train on its rollouts, with its scores, without a teacher."},
+    )
+    teacher_server: str | None = field(
+        default=None, metadata={"help": "Address of a vLLM server that scores, e.g. http://127.0.0.1:8000."}
+    )
+    teacher_server_model: str | None = field(
+        default=None, metadata={"help": "The served model's name. None where the server has one."}
+    )
+    teacher_server_timeout: float = field(
+        default=120.0, metadata={"help": "Seconds that one request to the teacher server may take."}
+    )
+    teacher_server_retries: int = field(
+        default=6, metadata={"help": "Further attempts, with back-off; a row that has none left is not distilled."}
+    )
+    teacher_server_concurrency: int = field(
+        default=16, metadata={"help": "Requests to the teacher server under way at a time, in each process."}
     )
 
 

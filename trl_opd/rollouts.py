@@ -117,10 +117,17 @@ class Scores:
         states (`list[list[torch.Tensor | None]]`): Last hidden states of each row's completion, `[t, H]` without
             padding, per scorer and row; None for rows not scored, empty where they are not kept.
         entropy (`torch.Tensor`, *optional*): The teacher's entropy over the full vocabulary, `[B, T]`.
+        support_ids, support_logps (`torch.Tensor`, *optional*): The teacher's likeliest tokens and their
+            log-probabilities, likeliest first, `[B, T, K]`; from a teacher that gives these instead of hidden states.
+        missing (`torch.Tensor`, *optional*): Rows that were to be scored and that the teacher has no answer for, bool
+            `[B]`; None where every teacher is here and answers always.
         tokens (`int`): Tokens that the scorers read, prompts included; a prompt that was encoded once counts once.
     """
 
     logps: list[Tensor] = field(default_factory=list)
     states: list[list[Tensor | None]] = field(default_factory=list)
     entropy: Tensor | None = None
+    support_ids: Tensor | None = None
+    support_logps: Tensor | None = None
+    missing: Tensor | None = None
     tokens: int = 0

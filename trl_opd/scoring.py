@@ -12,7 +12,7 @@ from trl_opd.encoding import find_prefixes
 from trl_opd.packing import Row, chunks
 from trl_opd.rollouts import Scores
 from trl_opd.teachers import ByDomain, Scorer, causal_lm
-from trl_opd.tiled import sampled_logps_and_entropy
+from trl_opd.tiled import Head, sampled_logps_and_entropy
 
 
 @dataclass
@@ -65,8 +65,70 @@ class _Chunk:
     tokens: int
 
 
+@dataclass
+class Answer:
+    """What an oracle says about a reading; 0 on rows that it was not asked about or has no answer for.
+
+    Attributes:
+        logps (`torch.Tensor`): Log-probability of each sampled token, `[B, T]`.
+        missing (`torch.Tensor`): Rows of the reading that it has no answer for, bool `[B]`.
+        states (`list[torch.Tensor | None]`, *optional*): Hidden states of each row's completion, `[t, H]`, on the host.
+        support_ids, support_logps (`torch.Tensor`, *optional*): Its likeliest tokens, likeliest first, `[B, T, K]`.
+        tokens (`int`): Tokens that it read for this, prompts included.
+    """
+
+    logps: Tensor
+    missing: Tensor
+    states: list[Tensor | None] | None = None
+    support_ids: Tensor | None = None
+    support_logps: Tensor | None = None
+    tokens: int = 0
+
+
+class Oracle:
+    """A teacher whose weights are not in this process: it answers for the rows of a reading, if it can.
+
+    Attributes:
+        max_length (`int`, *optional*): Longest input in tokens, prompt and completion together.
+        head (`Head`, *optional*): What its hidden states are projected by; None where it gives none.
+        name (`str`): What messages call it.
+    """
+
+    max_length: int | None = None
+    head: Head | None = None
+    name: str
+
+    @property
+    def hidden_size(self) -> int:
+        return self.head.weight.shape[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.weight.dtype
+
+    def answer(self, reading: Reading) -> Answer:
+        """The scores of the reading's rows."""
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """Nothing: its weights never move."""
+
+    def update(self, step: int) -> None:
+        """Nothing, likewise."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing to remember."""
+        return {}
+
+    def to(self, device: torch.device) -> "Oracle":
+        """Itself: it answers on the device of the reading."""
+        return self
+
+
 @torch.no_grad()
-def score(scorers: list[Scorer | ByDomain], reading: Reading, keep: Callable[[Tensor], Tensor] | None = None) -> Scores:
+def score(
+    scorers: list[Scorer | ByDomain | Oracle], reading: Reading, keep: Callable[[Tensor], Tensor] | None = None
+) -> Scores:
     """The scores of all scorers, in their order.
 
     Args:
@@ -76,8 +138,20 @@ def score(scorers: list[Scorer | ByDomain], reading: Reading, keep: Callable[[Te
     """
     scores = Scores()
     for scorer in scorers:
-        _add(scores, scorer, reading, keep)
+        if isinstance(scorer, Oracle):
+            _take(scores, scorer.answer(reading))
+        else:
+            _add(scores, scorer, reading, keep)
     return scores
+
+
+def _take(scores: Scores, answer: Answer) -> None:
+    scores.logps.append(answer.logps)
+    if answer.states is not None:
+        scores.states.append(answer.states)
+    scores.support_ids, scores.support_logps = answer.support_ids, answer.support_logps
+    scores.missing = answer.missing
+    scores.tokens += answer.tokens
 
 
 def _add(scores: Scores, scorer: Scorer | ByDomain, reading: Reading, keep) -> None:

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from trl import GRPOTrainer as _GRPOTrainer
 from trl.trainer.utils import create_model_from_path
 
-from trl_opd import checks
+from trl_opd import checks, offsite
 from trl_opd.aggregation import COMPOSITION_DEPENDENT, Window, count, token_weights
 from trl_opd.batches import Batch, compact, loss_mask, pack, prompt_ids, signal_tensors, trimmed
 from trl_opd.compat import is_peft_model, redirect_forward, tokenize_prompts
@@ -31,8 +31,9 @@ from trl_opd.metrics import TokenMeans
 from trl_opd.objectives import OBJECTIVES
 from trl_opd.policy import PolicyGradient
 from trl_opd.rollouts import Rollouts, Scores, Sibling, Signals
-from trl_opd.scoring import Reading, score
+from trl_opd.scoring import Oracle, Reading, score
 from trl_opd.state import TEACHER_FILE, PipelineState, resumable, rotate
+from trl_opd.teacher_cache import load_rollouts
 from trl_opd.teacher_states import KEEPERS, compact_states
 from trl_opd.teachers import (
     ByDomain,
@@ -87,6 +88,11 @@ class OnPolicyTrainer(_GRPOTrainer):
             raise UserError(f"args is missing; pass a {type(self).__name__.replace('Trainer', 'Config')}.")
         self.objective = OBJECTIVES[self.method](args)
         checks.check_config(args, self.objective)
+        offsite.check_settings(args, self.objective)
+        self.replays = offsite.place(args) == "teacher_cache"
+        if self.replays:
+            train_dataset = load_rollouts(args.teacher_cache) if train_dataset is None else train_dataset
+            offsite.check_replay(train_dataset, eval_dataset, kwargs.get("rollout_func"), args)
         checks.check_data(train_dataset, self.objective)
         checks.check_size(train_dataset, args)
         for name, held_out in checks.evaluation_sets(eval_dataset).items():
@@ -96,6 +102,7 @@ class OnPolicyTrainer(_GRPOTrainer):
         checks.check_teacher(teacher_model, reference_model, args, self.objective)
         checks.check_domains(train_dataset, args)
         checks.check_vocabularies(model, processing_class, teacher_model, args)
+        oracle = offsite.connect(args, self.objective, checks.tokenizer_before_loading(model, processing_class))
         self.has_rewards = bool(reward_funcs)
         super().__init__(
             model,
@@ -110,7 +117,15 @@ class OnPolicyTrainer(_GRPOTrainer):
         self.policy = PolicyGradient.of(args) if self.objective.uses_policy_gradient else None
         self.aggregation = checks.resolve_aggregation(args)
         self._teacher_template = self.chat_template
-        self.scorers = self._make_scorers(teacher_model, reference_model)
+        self.scorers = self._make_scorers(teacher_model, reference_model, oracle)
+        # The loss reads hidden states, but for the sampled tokens alone and for a support that a teacher hands over.
+        divergence = self.objective.divergence
+        self._reads_states = bool(divergence) and not divergence.sampled and (oracle is None or oracle.head is not None)
+        if oracle is not None:
+            self._prove(oracle)
+        self._replayed: list[list[int]] = []
+        if self.replays:
+            self.rollout_func = self._replay
         self.pipeline_state = PipelineState(method=self.method)
         self._scored: dict[str, Any] = {}
         self._token_means = {"train": TokenMeans(), "eval": TokenMeans()}
@@ -133,10 +148,9 @@ class OnPolicyTrainer(_GRPOTrainer):
         if is_peft_model(self.model) and self.model.active_peft_config.is_prompt_learning:
             raise UserError("Prompt-learning adapters are not supported; use LoRA or train the whole model.")
         size = getattr(self.objective.divergence, "support_size", None)
-        vocabulary = causal_lm(self.model).get_output_embeddings().weight.shape[0]
-        if size is not None and size > vocabulary:
+        if size is not None and size > self._vocabulary:
             raise UserError(
-                f"support_size is {size}, but the vocabulary has {vocabulary} tokens; make it smaller, or use "
+                f"support_size is {size}, but the vocabulary has {self._vocabulary} tokens; make it smaller, or use "
                 "estimator: full."
             )
         if self.objective.context is not None and (self.tools or self.environment_factories is not None):
@@ -144,10 +158,16 @@ class OnPolicyTrainer(_GRPOTrainer):
                 f"{self.objective.name} rewrites the teacher's prompt and does not support tools or environments."
             )
 
-    def _make_scorers(self, teacher_model: Any, reference_model: Any) -> list[Scorer | ByDomain]:
+    def _make_scorers(
+        self, teacher_model: Any, reference_model: Any, oracle: Oracle | None
+    ) -> list[Scorer | ByDomain | Oracle]:
         if self.objective.teacher == "none":
             return []
-        if self.objective.teacher == "self":
+        if getattr(self.args, "use_teacher_template", False):
+            self._teacher_template = self._tokenizer_of(self.args.teacher_model_name_or_path).chat_template
+        if oracle is not None:
+            scorers = [oracle]
+        elif self.objective.teacher == "self":
             weights, rate = self.args.teacher_weights, self.args.teacher_update_rate
             scorers = self_teachers(self.model, self.temperature, weights, rate)
         else:
@@ -161,10 +181,26 @@ class OnPolicyTrainer(_GRPOTrainer):
         several = getattr(self.args, "teacher_models", None)
         if several:
             return ByDomain({domain: self._external(name) for domain, name in several.items()}, self.args.domain_column)
-        named = self.args.teacher_model_name_or_path if teacher_model is None else teacher_model
-        if self.args.use_teacher_template:
-            self._teacher_template = self._tokenizer_of(named).chat_template
-        return self._external(named)
+        return self._external(self.args.teacher_model_name_or_path if teacher_model is None else teacher_model)
+
+    def _prove(self, oracle: Oracle) -> None:
+        """Compares a cached or served teacher with the rows, the tokenizer and a copy of it, before the first step."""
+        named = None if self.replays else self.args.teacher_model_name_or_path
+        local = None if named is None else self._external(named).to(self.accelerator.device).model
+        line = offsite.prove(
+            oracle, self._tokenizer, self.train_dataset, self._ids_for_teacher, self._vocabulary, local
+        )
+        self.accelerator.print(line, flush=True)
+
+    def _ids_for_teacher(self, prompts: list) -> list[list[int]]:
+        if self.objective.context is not None:
+            return self._render_for_teacher(prompts)
+        return tokenize_prompts(self, prompts, self.chat_template, self.chat_template_kwargs)
+
+    @property
+    def _vocabulary(self) -> int:
+        """Rows of the student's head."""
+        return causal_lm(self.model).get_output_embeddings().weight.shape[0]
 
     def _tokenizer_of(self, name: str):
         settings = self.args.teacher_model_init_kwargs or {}
@@ -208,13 +244,29 @@ class OnPolicyTrainer(_GRPOTrainer):
         }
         return gathered
 
+    def _replay(self, prompts: list, trainer: _GRPOTrainer) -> dict[str, list | None]:
+        """In place of generation: the stored completions of the rows at hand, in the order of their groups."""
+        return {
+            "prompt_ids": tokenize_prompts(self, prompts, self.chat_template, self.chat_template_kwargs),
+            "completion_ids": self._replayed,
+            "logprobs": None,
+        }
+
     def _generate_and_score_completions(self, inputs):
+        if self.replays:
+            first = self.accelerator.process_index * len(inputs)
+            self._replayed = [
+                list(row[offsite.COMPLETION_IDS][(first + index) % self.num_generations])
+                for index, row in enumerate(inputs)
+            ]
+        before = offsite.random_state()
         batch = super()._generate_and_score_completions(inputs)
         mode = "train" if self.model.training else "eval"
         if not self.has_rewards:
             self._drop_reward_metrics(mode)
         # What was drawn, also of completions that are masked for having been cut; tool output is not drawn.
         drawn = int(loss_mask(batch).sum()) if "tool_mask" in batch else sum(map(len, self._scored["ids"]))
+        drawn = 0 if self.replays else drawn
         rollouts = self._rollouts(batch, mode)
         for scorer in self.scorers:
             scorer.begin()
@@ -224,6 +276,10 @@ class OnPolicyTrainer(_GRPOTrainer):
         has_context = torch.tensor([ids is not None for ids in teacher_ids], device=rollouts.mask.device)
         signals = self.objective.route(rollouts, has_context)
         scores = self._score(batch, rollouts, teacher_ids, signals)
+        if scores.missing is not None:
+            self._count_missing(scores.missing, signals, before, mode)
+            # What a teacher does not answer for is routed as what it has nothing to read for.
+            signals = self.objective.route(rollouts, has_context & ~scores.missing)
         if self.objective.needs_student_logps:
             rollouts.logps = self._student_logps(batch, rollouts, signals)
         signals = self.objective.weigh(rollouts, signals, scores)
@@ -233,6 +289,27 @@ class OnPolicyTrainer(_GRPOTrainer):
         self._log_signals(signals, rollouts, mode)
         self._count_cost(drawn, scores, mode)
         return batch
+
+    def _count_missing(self, missing: Tensor, signals: Signals, before: dict[str, Any], mode: str) -> None:
+        """Logs the share of rows without an answer; where no process has any, the run stops, its checkpoint saved.
+
+        Raises:
+            `UserError`: Saying how to go on.
+        """
+        local = torch.stack([missing.sum(), signals.scored_rows().sum()]).float()
+        unanswered, asked = self.accelerator.reduce(local, reduction="sum").tolist()
+        self._metrics[mode]["teacher/missing_fraction"].append(unanswered / asked if asked else 0.0)
+        if unanswered == 0 or unanswered < asked:
+            return
+        step, saved = self.state.global_step, "nothing was trained yet"
+        if step > 0:
+            offsite.restore_random_state(before)  # the resumed run draws this rollout batch again
+            self._save_checkpoint(self.model, trial=None)
+            saved = f"checkpoint-{step} is saved"
+        raise UserError(
+            f"{self.scorers[0].name} answered for none of the {asked:.0f} rows after step {step} ({saved}); mend it "
+            "and give the same command again to go on."
+        )
 
     def _drop_reward_metrics(self, mode: str) -> None:
         metrics = self._metrics[mode]
@@ -337,7 +414,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             prompts=prompts,
             rows=rows,
             examples=examples,
-            vocabulary=causal_lm(self.model).get_output_embeddings().weight.shape[0],
+            vocabulary=self._vocabulary,
             pad_token_id=self._tokenizer.pad_token_id,
             batch_size=self.args.per_device_train_batch_size,
             share_prompts=self.args.shared_prefix,
@@ -349,7 +426,7 @@ class OnPolicyTrainer(_GRPOTrainer):
         if not self.scorers or (self._recomputes and not self.objective.needs_scores):
             return Scores()
         reading = self._reading(batch, teacher_ids, signals.scored_rows(), rollouts.examples)
-        return score(self.scorers, reading, None if self._sampled_only else KEEPERS[self.args.teacher_states])
+        return score(self.scorers, reading, KEEPERS[self.args.teacher_states] if self._reads_states else None)
 
     def _student_logps(self, batch: Batch, rollouts: Rollouts, signals: Signals) -> Tensor:
         """The student's log-probabilities of the rows that feed the likelihood, at rollout time, `[B, T]`."""
@@ -361,7 +438,7 @@ class OnPolicyTrainer(_GRPOTrainer):
 
     def _scorer_hidden(self, inputs: Batch, mode: str) -> list[Tensor]:
         """The scorers' hidden states at the tokens of a micro-batch, `[N, H]` each."""
-        if self._sampled_only:
+        if not self._reads_states:
             return []
         if self._recomputes:
             distilled = (inputs["kl_weight"] != 0).any(-1)
@@ -379,7 +456,7 @@ class OnPolicyTrainer(_GRPOTrainer):
 
     @property
     def _recomputes(self) -> bool:
-        return not self._sampled_only and self.args.teacher_states == "recompute"
+        return self._reads_states and self.args.teacher_states == "recompute"
 
     def _count_cost(self, drawn: int, scores: Scores, mode: str) -> None:
         if mode != "train":
@@ -451,7 +528,7 @@ class OnPolicyTrainer(_GRPOTrainer):
                 tokens,
                 self.objective,
                 self.policy,
-                [] if self._sampled_only else [scorer.head for scorer in self.scorers],
+                [scorer.head for scorer in self.scorers] if self._reads_states else [],
             )
         return loss, facts, tokens.kl != 0
 
@@ -501,10 +578,6 @@ class OnPolicyTrainer(_GRPOTrainer):
         totals = self.accelerator.reduce(table, reduction="sum").tolist()
         for name, (part, whole) in zip(shares, totals, strict=True):
             self._metrics[mode][name].append(part / whole if whole else float("nan"))
-
-    @property
-    def _sampled_only(self) -> bool:
-        return self.objective.divergence is None or self.objective.divergence.sampled
 
     # Checkpoints
 

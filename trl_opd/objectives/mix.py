@@ -31,7 +31,14 @@ CHOICES = {
 #: Choice -> the options that act only where it is made.
 OPTIONS = {
     ("teacher", "self"): ("teacher_weights", "teacher_update_rate"),
-    ("teacher", "external"): ("teacher_model_init_kwargs", "use_teacher_template"),
+    ("teacher", "external"): (
+        "teacher_model_init_kwargs",
+        "use_teacher_template",
+        "teacher_server_model",
+        "teacher_server_timeout",
+        "teacher_server_retries",
+        "teacher_server_concurrency",
+    ),
     ("context", "reference"): ("solution_column", "reference_template"),
     ("context", "hindsight"): (
         "use_demonstrations",
