@@ -8,6 +8,7 @@ from trl_opd.aggregation import MODES
 from trl_opd.defaults import changed
 from trl_opd.errors import UserError
 from trl_opd.objectives.base import Objective
+from trl_opd.offsite import place
 from trl_opd.policy import AGGREGATION_OF_LOSS_TYPE
 from trl_opd.suggest import suggest
 from trl_opd.teacher_states import MODES as TEACHER_STATES
@@ -143,6 +144,11 @@ def _check_teacher_states(config: Any, objective: Objective) -> None:
     if mode not in TEACHER_STATES:
         raise UserError(
             f"teacher_states is {mode!r}{suggest(mode, TEACHER_STATES)}; choose {', '.join(TEACHER_STATES)}."
+        )
+    elsewhere = place(config)
+    if elsewhere is not None and "teacher_states" in changed(config):
+        raise UserError(
+            f"teacher_states={mode!r} would be ignored with {elsewhere}, whose scores stay where they are; remove it."
         )
     if objective.divergence.sampled and "teacher_states" in changed(config):
         raise UserError(

@@ -24,7 +24,7 @@ class Row:
     completion_length: int
 
 
-#: Orders in which rows may be cut into chunks, longest first: what does not fit in memory fails at the first chunk.
+#: Orders in which rows may be cut into chunks.
 ORDERS = (
     lambda row: (row.completion_length, row.prompt_length),
     lambda row: (row.completion_length + row.prompt_length, row.completion_length),
@@ -41,12 +41,13 @@ def chunks(rows: Sequence[Row], size: int, share: bool) -> list[list[int]]:
         share (`bool`): Whether prompts that rows of a chunk have in common are encoded once.
 
     Returns:
-        `list[list[int]]`: The rows' indices, each once.
+        `list[list[int]]`: The rows' indices, each once; the costliest chunk first, so that what does not fit in memory
+        fails at once.
     """
     ordered = [sorted(rows, key=order, reverse=True) for order in ORDERS]
-    cuts = [[row[start : start + size] for start in range(0, len(row), size)] for row in ordered]
+    cuts = [[order[start : start + size] for start in range(0, len(order), size)] for order in ordered]
     best = min(cuts, key=lambda cut: sum(cost(chunk, share) for chunk in cut))
-    return [[row.index for row in chunk] for chunk in best]
+    return [[row.index for row in chunk] for chunk in sorted(best, key=lambda chunk: -cost(chunk, share))]
 
 
 def cost(chunk: Sequence[Row], share: bool) -> int:

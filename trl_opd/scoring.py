@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trl_opd.compat import pad
-from trl_opd.encoding import find_prefixes
+from trl_opd.encoding import find_prefixes, prefix_obstacle
 from trl_opd.packing import Row, chunks
 from trl_opd.rollouts import Scores
 from trl_opd.teachers import ByDomain, Scorer, causal_lm
@@ -42,11 +42,12 @@ class Reading:
     share_prompts: bool
     autocast: type[AbstractContextManager]
 
-    def chunks(self, rows: list[int]) -> list[list[int]]:
+    def chunks(self, rows: list[int], scorer: Scorer) -> list[list[int]]:
         """Which rows share a forward: those of like length, or of the same prompt, by what takes fewer tokens."""
         lengths = self.completion_mask.sum(-1).tolist()
         described = [Row(row, tuple(self.prompts[row]), len(self.prompts[row]), lengths[row]) for row in rows]
-        return chunks(described, self.batch_size, self.share_prompts)
+        share = self.share_prompts and prefix_obstacle(causal_lm(scorer.model), training=False) is None
+        return chunks(described, self.batch_size, share)
 
 
 @dataclass
@@ -160,7 +161,7 @@ def _add(scores: Scores, scorer: Scorer | ByDomain, reading: Reading, keep) -> N
     logps, entropy = (torch.zeros(shape, device=device) for _ in range(2))
     states: list[Tensor | None] = [None] * shape[0]
     for reader, rows in scorer.assign(reading.rows, reading.examples):
-        for chunk in reading.chunks(rows):
+        for chunk in reading.chunks(rows, reader):
             found = _read(reader, reading, chunk)
             width = found.logps.shape[1]
             logps[chunk, :width], entropy[chunk, :width] = found.logps, found.entropy

@@ -23,7 +23,7 @@ from trl_opd.aggregation import COMPOSITION_DEPENDENT, Window, count, token_weig
 from trl_opd.batches import Batch, compact, loss_mask, pack, prompt_ids, signal_tensors, trimmed
 from trl_opd.compat import is_peft_model, redirect_forward, tokenize_prompts
 from trl_opd.contexts import generation_header
-from trl_opd.encoding import completion_hidden, find_prefixes
+from trl_opd.encoding import completion_hidden, find_prefixes, prefix_obstacle
 from trl_opd.errors import UserError
 from trl_opd.leakage import quotes
 from trl_opd.loss import token_loss
@@ -128,6 +128,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             self.rollout_func = self._replay
         self.pipeline_state = PipelineState(method=self.method)
         self._scored: dict[str, Any] = {}
+        self._scorer_heads: dict[str, list[Head]] = {"train": [], "eval": []}
         self._token_means = {"train": TokenMeans(), "eval": TokenMeans()}
 
     # What is refused once the model is known
@@ -261,7 +262,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             ]
         before = offsite.random_state()
         batch = super()._generate_and_score_completions(inputs)
-        mode = "train" if self.model.training else "eval"
+        mode = self._mode
         if not self.has_rewards:
             self._drop_reward_metrics(mode)
         # What was drawn, also of completions that are masked for having been cut; tool output is not drawn.
@@ -280,6 +281,8 @@ class OnPolicyTrainer(_GRPOTrainer):
             self._count_missing(scores.missing, signals, before, mode)
             # What a teacher does not answer for is routed as what it has nothing to read for.
             signals = self.objective.route(rollouts, has_context & ~scores.missing)
+        # An evaluation between two updates of a rollout batch takes a live head anew: each mode has its own.
+        self._scorer_heads[mode] = [scorer.head for scorer in self.scorers] if self._reads_states else []
         if self.objective.needs_student_logps:
             rollouts.logps = self._student_logps(batch, rollouts, signals)
         signals = self.objective.weigh(rollouts, signals, scores)
@@ -436,7 +439,7 @@ class OnPolicyTrainer(_GRPOTrainer):
         reading = self._reading(batch, prompt_ids(batch), signals.ce != 0, rollouts.examples)
         return score([Scorer(self.model, self.temperature)], reading).logps[0]
 
-    def _scorer_hidden(self, inputs: Batch, mode: str) -> list[Tensor]:
+    def _scorer_hidden(self, inputs: Batch) -> list[Tensor]:
         """The scorers' hidden states at the tokens of a micro-batch, `[N, H]` each."""
         if not self._reads_states:
             return []
@@ -444,7 +447,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             distilled = (inputs["kl_weight"] != 0).any(-1)
             reading = self._reading(inputs, inputs["teacher_prompts"], distilled, [{}] * len(distilled))
             scores = score(self.scorers, reading, KEEPERS["keep"])
-            self._count_cost(0, scores, mode)
+            self._count_cost(0, scores, self._mode)
             states = scores.states
         else:
             states = [inputs[f"scorer_states_{index}"] for index in range(len(self.scorers))]
@@ -482,8 +485,8 @@ class OnPolicyTrainer(_GRPOTrainer):
         if not drawn:
             return inputs
         if self.aggregation not in COMPOSITION_DEPENDENT:
-            per_step = self.args.gradient_accumulation_steps
-            self._buffered_inputs = pack(self._buffered_inputs, per_step, self.args.shared_prefix)
+            share = self.args.shared_prefix and prefix_obstacle(causal_lm(self.model), training=True) is None
+            self._buffered_inputs = pack(self._buffered_inputs, self.args.gradient_accumulation_steps, share)
         self._set_windows(self._buffered_inputs, per_step=self.args.gradient_accumulation_steps)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
@@ -499,7 +502,7 @@ class OnPolicyTrainer(_GRPOTrainer):
         inputs = trimmed(inputs)
         module = self.accelerator.unwrap_model(model)
         # Outside the wrapped forward: a self teacher may swap weights of the same module.
-        scorer_hidden = self._scorer_hidden(inputs, "train" if self.model.training else "eval")
+        scorer_hidden = self._scorer_hidden(inputs)
         forward = self._loss_in_forward
         loss, facts, distilled = redirect_forward(model, module, forward, module, inputs, scorer_hidden)
         self._log_facts(facts, distilled)
@@ -528,7 +531,7 @@ class OnPolicyTrainer(_GRPOTrainer):
                 tokens,
                 self.objective,
                 self.policy,
-                [scorer.head for scorer in self.scorers] if self._reads_states else [],
+                self._scorer_heads[self._mode],
             )
         return loss, facts, tokens.kl != 0
 
@@ -545,7 +548,7 @@ class OnPolicyTrainer(_GRPOTrainer):
     # Metrics: every reduction runs on every process, whatever its rows are
 
     def _log_facts(self, facts: dict[str, Tensor], distilled: Tensor) -> None:
-        mode = "train" if self.model.training else "eval"
+        mode = self._mode
         self._token_means[mode].add(facts, distilled)
         if mode == "eval" or self.accelerator.sync_gradients:
             for name, mean in self._token_means[mode].take(self.accelerator).items():
@@ -578,6 +581,10 @@ class OnPolicyTrainer(_GRPOTrainer):
         totals = self.accelerator.reduce(table, reduction="sum").tolist()
         for name, (part, whole) in zip(shares, totals, strict=True):
             self._metrics[mode][name].append(part / whole if whole else float("nan"))
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
 
     # Checkpoints
 

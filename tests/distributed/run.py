@@ -90,7 +90,7 @@ def make_trainer(method: str, output_dir: Path | str, lora: bool = False, **over
     }
     if method in EXTERNAL:
         arguments["teacher_model"] = make_model(tokenizer, seed=3)
-    taken = (*arguments, "reference_model")
+    taken = (*arguments, "reference_model", "eval_dataset")
     arguments |= {name: overrides.pop(name) for name in list(overrides) if name in taken}
     common = {"per_device_train_batch_size": GLOBAL_BATCH, "shuffle_dataset": False, "max_steps": 3}
     config = getattr(trl_opd, METHODS[method].config)
