@@ -225,6 +225,11 @@ def test_an_evaluation_between_two_updates_leaves_the_live_teacher_of_the_rollou
     ("method", "options", "fragment"),
     [
         ("sdpo", {"teacher_states": "host"}, "teacher_states is 'host'"),
+        (
+            "opd",
+            {"teacher_states": "offload", "teacher_model": None, "teacher_server": "http://x"},
+            "with teacher_server",
+        ),
         ("scope", {"teacher_states": "offload"}, "keeps the sampled tokens' log-probabilities"),
         ("opsd", {"teacher_states": "recompute", "teacher_weights": "live", "num_iterations": 2}, "use keep or"),
         (
