@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from trl_opd.evals.benchmark import Problem, load_benchmark, rows_sha256
+from trl_opd.evals.benchmark import Problem, load_benchmark
 from trl_opd.evals.engines import Generation, in_batches
+from trl_opd.evals.rows import rows_sha256
 
 
 def sums(count: int = 12) -> list[dict]:
@@ -17,7 +18,10 @@ def sums(count: int = 12) -> list[dict]:
 
 
 def write_benchmark(folder, rows: list[dict], /, **changes):
-    """Write `sums.yaml` and `sums.jsonl` whose hashes agree; returns the path of the YAML file."""
+    """Write `sums.yaml` and `sums.jsonl` whose hashes agree; returns the path of the YAML file.
+
+    A change to `None` leaves the key out.
+    """
     folder.mkdir(exist_ok=True)
     data = "".join(json.dumps(row) + "\n" for row in rows).encode()
     (folder / "sums.jsonl").write_bytes(data)
@@ -25,18 +29,19 @@ def write_benchmark(folder, rows: list[dict], /, **changes):
         "name": "sums",
         "title": "Sums",
         "licence": "none",
+        "released": "2024-02",
         "source": {"hub": "nobody/sums", "split": "test"},
         "rows": len(rows),
         "rows_sha256": rows_sha256([Problem(row["id"], row["problem"], row["answer"]) for row in rows]),
-        "local_file": "sums.jsonl",
-        "file_sha256": hashlib.sha256(data).hexdigest(),
+        "local": {"file": "sums.jsonl", "sha256": hashlib.sha256(data).hexdigest()},
         "prompt": "{problem}",
         "extraction": "last-number",
         "scorer": "math",
         "protocol": {"n": 4, "temperature": 1, "top_p": 0.9, "max_new_tokens": 24, "note": "for tests"},
     }
     path = folder / "sums.yaml"
-    path.write_text(yaml.safe_dump(values | changes))
+    given = {key: value for key, value in (values | changes).items() if value is not None}
+    path.write_text(yaml.safe_dump(given))
     return path
 
 

@@ -62,7 +62,7 @@ def test_killed_in_the_middle_and_continued_equals_undisturbed(arguments, tmp_pa
         (["--benchmark", "gsm8"], "did you mean 'gsm8k'"),
         (["--temperature", "-1"], "temperature must be"),
         (["--limit", "0"], "limit must be at least 1"),
-        (["--data_dir", "nowhere"], "--data_dir must be the folder"),
+        (["--data_dir", "nowhere"], "--data-dir must be the folder"),
         (["--batch-size", "0"], "batch_size must be"),
     ],
 )

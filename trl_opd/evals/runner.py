@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from trl_opd.errors import UserError
-from trl_opd.evals.benchmark import Benchmark, Problem, load_rows, rows_sha256
+from trl_opd.evals.benchmark import Benchmark, Problem
 from trl_opd.evals.engines import Engine, Key, Request, Sampling, request_seed
 from trl_opd.evals.files import read_rows
 from trl_opd.evals.metrics import Metrics, compute
 from trl_opd.evals.pipeline import ScoringThreads, fill
 from trl_opd.evals.records import json_sha256
+from trl_opd.evals.rows import load_rows
 from trl_opd.evals.scorers import Scorer, make_scorer
 from trl_opd.evals.store import RunStore, generation_files, key_of, verdict_files
 
@@ -81,6 +82,8 @@ def evaluate(
     seed: int = 0,
     limit: int | None = None,
     data_dir: Path | None = None,
+    errata: bool = True,
+    allow_other_data: bool = False,
     workers: int | None = None,
     command: str | None = None,
     progress: bool = False,
@@ -96,6 +99,8 @@ def evaluate(
         seed (`int`, defaults to `0`): Seed of the run; each sample's own seed follows from it.
         limit (`int`, *optional*): The first problems only.
         data_dir (`Path`, *optional*): Folder with local copies of the data.
+        errata (`bool`, defaults to `True`): Correct or leave out the rows that are known to be wrong.
+        allow_other_data (`bool`, defaults to `False`): Take rows that are not the benchmark's; the manifest says so.
         workers (`int`, *optional*): Completions scored at the same time; the number of cores by default.
         command (`str`, *optional*): The command line, for the manifest.
         progress (`bool`, defaults to `False`): Show progress on the error stream.
@@ -112,7 +117,8 @@ def evaluate(
         raise UserError(
             f"n is {n} and temperature is 0: greedy samples are all the same, so pass n 1 or a temperature."
         )
-    problems = load_rows(benchmark, data_dir, limit)
+    rows = load_rows(benchmark, data_dir, limit, errata=errata, allow_other_data=allow_other_data)
+    problems = rows.problems
     requests = [
         Request(problem.id, index, benchmark.messages(problem), request_seed(seed, problem.id, index))
         for problem in problems
@@ -122,8 +128,7 @@ def evaluate(
     scorer = make_scorer(benchmark, workers)
     settings = {
         "benchmark": benchmark.name,
-        "problems": len(problems),
-        "data": rows_sha256(problems),
+        **rows.settings(),
         "prompts": prompts_sha256(benchmark, problems),
         "engine": engine.identity(),
         "n": n,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from trl_opd.evals.benchmark import Benchmark, Problem
-from trl_opd.verify import MathVerifier, Verdict, scorer_version
+from trl_opd.verify import MathVerifier, Verdict, choice, scorer_version, tool_use
 
 
 class Scorer(Protocol):
@@ -43,7 +43,31 @@ class MathScorer:
         self.verifier.close()
 
 
-SCORERS: dict[str, Callable[[Benchmark, int], Scorer]] = {"math": MathScorer}
+class TextScorer:
+    """Compares texts in this process, by rules that take no time."""
+
+    def __init__(self, rules: str, verify: Callable[[str, str], Verdict]) -> None:
+        self.rules = rules
+        self.verify = verify
+
+    def score(self, completion: str, problem: Problem) -> Verdict:
+        return self.verify(completion, problem.answer)
+
+    def identity(self) -> dict[str, Any]:
+        return {"version": self.rules}
+
+    def details(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+SCORERS: dict[str, Callable[[Benchmark, int], Scorer]] = {
+    "math": MathScorer,
+    "choice": lambda _benchmark, _workers: TextScorer(choice.RULES, choice.verify_choice),
+    "tool-use": lambda _benchmark, _workers: TextScorer(tool_use.RULES, tool_use.verify_tool_use),
+}
 
 
 def make_scorer(benchmark: Benchmark, workers: int = 1) -> Scorer:

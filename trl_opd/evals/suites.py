@@ -1,10 +1,28 @@
 """Finding benchmarks and suites: YAML files, one a benchmark, or a list of benchmarks by name."""
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from trl_opd.errors import UserError
-from trl_opd.evals.benchmark import Benchmark, load_benchmark, read_yaml
-from trl_opd.evals.records import suggest
+from trl_opd.evals.benchmark import Benchmark, Protocol, load_benchmark, read_yaml
+from trl_opd.evals.records import from_mapping, suggest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """Several benchmarks under one name.
+
+    Attributes:
+        title (`str`, *optional*): Name on pages.
+        benchmarks (`list[str]`): Their names.
+        protocol (`dict`): Settings that take the place of every benchmark's own, such as `n`.
+    """
+
+    title: str | None = None
+    benchmarks: list[str]
+    protocol: Mapping[str, Any] = field(default_factory=dict)
 
 
 def suites_dir() -> Path:
@@ -37,14 +55,16 @@ def load_suite(name: str) -> list[Benchmark]:
     values = read_yaml(path)
     if "benchmarks" not in values:
         return [load_benchmark(path)]
-    unknown = set(values) - {"benchmarks", "title"}
-    if unknown:
-        raise UserError(
-            f"The suite {path.name} has the unknown key {min(map(str, unknown))!r}: it takes a title and benchmarks."
-        )
-    if not isinstance(values["benchmarks"], list) or not values["benchmarks"]:
+    suite = from_mapping(Suite, values, f"The suite {path.name}")
+    if not suite.benchmarks:
         raise UserError(f"The suite {path.name} names no benchmarks: list at least one.")
-    return [load_benchmark(_find(str(benchmark), path.parent)) for benchmark in values["benchmarks"]]
+    benchmarks = [load_benchmark(_find(str(benchmark), path.parent)) for benchmark in suite.benchmarks]
+    return [replace(benchmark, protocol=_protocol(benchmark, suite, path)) for benchmark in benchmarks]
+
+
+def _protocol(benchmark: Benchmark, suite: Suite, path: Path) -> Protocol:
+    """The benchmark's protocol with the suite's settings in place of its own."""
+    return from_mapping(Protocol, {**asdict(benchmark.protocol), **suite.protocol}, f"The suite {path.name}: protocol")
 
 
 def _find(name: str, folder: Path) -> Path:

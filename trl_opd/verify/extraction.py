@@ -2,6 +2,8 @@
 
 import re
 
+from trl_opd.verify.tool_use import tool_calls
+
 _BOX_TOKENS = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 _NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?")
 
@@ -42,5 +44,20 @@ def boxed_or_last_number(text: str) -> str | None:
     return last_number(text) if content is None else content
 
 
-EXTRACTIONS = {"boxed": last_boxed, "last-number": boxed_or_last_number}
+def tagged_letter(text: str) -> str | None:
+    """The capital letter that is all there is after the last `<answer>`, up to `</answer>` or the end.
+
+    A completion without the tag is taken as a whole. As the released code of SDPO reads SciKnowEval
+    (https://huggingface.co/papers/2601.20802): a letter with its option's text beside it is no answer.
+    """
+    content = text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
+    return content if len(content) == 1 and "A" <= content <= "Z" else None
+
+
+EXTRACTIONS = {
+    "boxed": last_boxed,
+    "last-number": boxed_or_last_number,
+    "letter": tagged_letter,
+    "tool-calls": tool_calls,
+}
 """The extraction rules by name, as benchmarks and rewards name them."""

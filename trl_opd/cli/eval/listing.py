@@ -18,13 +18,15 @@ def main(argv: list[str]) -> int:
 
 def _print_list() -> None:
     table = Table(title="benchmarks and suites", caption=escape(str(suites_dir())))
-    for heading in ("name", "title", "problems", "licence"):
-        table.add_column(heading)
+    for heading in ("name", "title", "problems", "released", "licence"):
+        table.add_column(heading, no_wrap=heading == "name")
     for name in names():
         benchmarks = load_suite(name)
         if [benchmark.name for benchmark in benchmarks] == [name]:
-            table.add_row(name, escape(benchmarks[0].title), str(benchmarks[0].rows), escape(benchmarks[0].licence))
+            (one,) = benchmarks
+            table.add_row(name, escape(one.title), str(one.rows), one.released, escape(one.licence))
         else:
             members = ", ".join(benchmark.name for benchmark in benchmarks)
-            table.add_row(name, f"suite: {escape(members)}", str(sum(benchmark.rows for benchmark in benchmarks)), "")
+            problems = sum(benchmark.rows for benchmark in benchmarks)
+            table.add_row(name, f"suite: {escape(members)}", str(problems), "", "")
     Console().print(table)

@@ -9,11 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from trl_opd.cli.eval.options import add_option, engine_default, given, json_object
+from trl_opd.cli.eval.options import add_data_options, add_option, engine_default, given, json_object
 from trl_opd.cli.eval.tables import summary_table
 from trl_opd.errors import UserError
-from trl_opd.evals.benchmark import load_rows
 from trl_opd.evals.engines import DTYPES, EngineOptions, Sampling
+from trl_opd.evals.rows import load_rows
 from trl_opd.evals.runner import checked_workers, evaluate
 from trl_opd.evals.suites import load_suite
 
@@ -49,10 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--adapter", metavar="PATH", help="folder of a PEFT adapter on that model")
     what.add_argument("--benchmark", nargs="+", metavar="NAME", default=[], help="benchmarks, see `trl-opd eval list`")
     what.add_argument("--suite", metavar="NAME", help="a suite: name or path of a YAML file that lists benchmarks")
-    add_option(
-        what, "--data-dir", type=Path, metavar="DIR", help="folder with local copies of the data, in place of the Hub"
-    )
-    what.add_argument("--limit", type=int, metavar="N", help="the first N problems of each benchmark only")
+    add_data_options(what)
+    what.add_argument("--cutoff", metavar="YYYY-MM", help="the model's last month of training data; flags older sets")
 
     how = parser.add_argument_group("how to decode (default: what each benchmark's protocol says)")
     how.add_argument("--n", type=int, metavar="N", help="samples for each problem")
@@ -103,11 +101,20 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> None:
     if not suites:
         raise UserError("Nothing to run: pass --benchmark NAME or --suite NAME; `trl-opd eval list` shows the names.")
     benchmarks = list({benchmark.name: benchmark for name in suites for benchmark in load_suite(name)}.values())
+    if arguments.window:
+        benchmarks = [benchmark.within(*arguments.window) for benchmark in benchmarks]
+    seen = {benchmark.name: benchmark.seen_before(arguments.cutoff) for benchmark in benchmarks if arguments.cutoff}
     samplings = [replace(benchmark.protocol.sampling, **given(arguments, Sampling)) for benchmark in benchmarks]
     checked_workers(arguments.workers)
     options = EngineOptions(**given(arguments, EngineOptions))
+    data = {
+        "data_dir": arguments.data_dir,
+        "limit": arguments.limit,
+        "errata": arguments.errata,
+        "allow_other_data": arguments.allow_other_data,
+    }
     for benchmark in benchmarks:
-        load_rows(benchmark, arguments.data_dir, arguments.limit)  # all data are there before the first model is loaded
+        load_rows(benchmark, **data)  # all data are there before the first model is loaded
 
     # Slow to import, and not needed where the command has a mistake.
     from transformers.utils import logging as transformers_logging
@@ -125,15 +132,14 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> None:
             n=arguments.n,
             sampling=sampling,
             seed=arguments.seed,
-            limit=arguments.limit,
-            data_dir=arguments.data_dir,
+            **data,
             workers=arguments.workers,
             command=shlex.join(["trl-opd", "eval", *argv]),
             progress=True,
         )
         for benchmark, sampling in zip(benchmarks, samplings, strict=True)
     ]
-    Console().print(summary_table(arguments.model, summaries))
+    Console().print(summary_table(arguments.model, summaries, seen))
     Console().print(f"Completions, verdicts and manifest: {escape(str(folder))}", soft_wrap=True, highlight=False)
 
 

@@ -1,6 +1,6 @@
 """What the evaluation commands print."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.markup import escape
@@ -10,8 +10,14 @@ from trl_opd.evals.metrics import Interval, Metrics
 from trl_opd.evals.runner import Summary
 
 
-def summary_table(model: str, summaries: Sequence[Summary]) -> Table:
-    """The metrics down, the benchmarks across."""
+def summary_table(model: str, summaries: Sequence[Summary], seen: Mapping[str, bool]) -> Table:
+    """The metrics down, the benchmarks across.
+
+    Args:
+        model (`str`): The model, for the title.
+        summaries (`Sequence[Summary]`): The results.
+        seen (`Mapping[str, bool]`): Whether a benchmark was public in the model's training data; empty if not known.
+    """
     table = Table(title=escape(model), caption="in %, intervals at 95 %", box=box.SIMPLE_HEAD)
     table.add_column("")
     for summary in summaries:
@@ -19,6 +25,9 @@ def summary_table(model: str, summaries: Sequence[Summary]) -> Table:
     columns = [_column(summary.metrics) for summary in summaries]
     for label in columns[0]:
         table.add_row(label, *(column[label] for column in columns))
+    if seen:
+        flags = ["yes" if seen[summary.benchmark] else "no" for summary in summaries]
+        table.add_row("public before the model's cutoff", *flags)
     return table
 
 
