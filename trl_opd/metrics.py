@@ -1,8 +1,12 @@
-"""Means over the tokens of an optimizer step, whatever micro-batches and processes they are spread over."""
+"""What is logged: means over the tokens of an optimizer step, and shares of the rows of a rollout batch."""
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+
+from trl_opd.contexts import Context
+from trl_opd.leakage import quotes
+from trl_opd.rollouts import Rollouts, Signals, text_of
 
 
 class TokenMeans:
@@ -42,3 +46,31 @@ class TokenMeans:
             means |= {"distill/log_ratio_min": -low, "distill/log_ratio_max": high}
         self._sums, self._extremes = {}, None
         return means
+
+
+def signal_shares(signals: Signals, rollouts: Rollouts, context: Context | None) -> dict[str, tuple[float, float]]:
+    """Which share of the rows feeds which component, how unequal the weights are, and what was quoted.
+
+    Returns:
+        `dict`: Name -> (part, whole), to be summed over processes.
+    """
+    rows = len(rollouts)
+    feeds = {name: signals.per_row(name) for name in ("pg", "kl", "ce")}
+    active = (feeds["pg"] & (rollouts.advantages != 0)) | feeds["kl"] | feeds["ce"]
+    shares = {f"signal/{name}_fraction": (int(feed.sum()), rows) for name, feed in feeds.items()}
+    shares["signal/active_fraction"] = (int(active.sum()), rows)
+    for name in ("kl", "ce"):
+        weights = getattr(signals, name)
+        weights = weights[weights != 0]
+        spread = float(weights.std(correction=0) / weights.mean()) if len(weights) else 0.0
+        shares[f"signal/{name}_weight_spread"] = (spread * len(weights), len(weights))
+    if context is not None:
+        quoted = [_quotes(rollouts, row, context) for row in range(rows)]
+        shares["context/leakage_fraction"] = (sum(quoted), rows)
+    return shares
+
+
+def _quotes(rollouts: Rollouts, row: int, context: Context) -> bool:
+    prompt = rollouts.prompts[row]
+    prompt = prompt if isinstance(prompt, str) else "\n".join(text_of([turn]) for turn in prompt)
+    return quotes(rollouts.own[row].text, context.privileged(rollouts, row), prompt)

@@ -15,6 +15,11 @@ from torch import Tensor
 Prompt = list[dict[str, Any]] | str
 
 
+def text_of(completion: Prompt) -> str:
+    """The text of a completion, or of a single turn in the chat format."""
+    return completion if isinstance(completion, str) else completion[0]["content"] or ""
+
+
 @dataclass(frozen=True)
 class Sibling:
     """One rollout of a group, as any process may see it.

@@ -7,6 +7,7 @@ one student forward per micro-batch. It never asks which objective is running.
 """
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,17 @@ from trl_opd import checks, offsite
 from trl_opd.aggregation import COMPOSITION_DEPENDENT, Window, count, token_weights
 from trl_opd.batches import Batch, compact, loss_mask, pack, prompt_ids, signal_tensors, trimmed
 from trl_opd.compat import is_peft_model, redirect_forward, tokenize_prompts
-from trl_opd.contexts import generation_header
 from trl_opd.encoding import completion_hidden, find_prefixes, prefix_obstacle
 from trl_opd.errors import UserError
-from trl_opd.leakage import quotes
 from trl_opd.loss import token_loss
-from trl_opd.metrics import TokenMeans
+from trl_opd.metrics import TokenMeans, signal_shares
 from trl_opd.objectives import OBJECTIVES
 from trl_opd.policy import PolicyGradient
-from trl_opd.rollouts import Rollouts, Scores, Sibling, Signals
+from trl_opd.rollouts import Rollouts, Scores, Sibling, Signals, text_of
 from trl_opd.scoring import Oracle, Reading, score
 from trl_opd.state import TEACHER_FILE, PipelineState, resumable, rotate
 from trl_opd.teacher_cache import load_rollouts
+from trl_opd.teacher_prompts import TeacherPrompts
 from trl_opd.teacher_states import KEEPERS, compact_states
 from trl_opd.teachers import (
     ByDomain,
@@ -116,8 +116,9 @@ class OnPolicyTrainer(_GRPOTrainer):
         self._check_model()
         self.policy = PolicyGradient.of(args) if self.objective.uses_policy_gradient else None
         self.aggregation = checks.resolve_aggregation(args)
-        self._teacher_template = self.chat_template
         self.scorers = self._make_scorers(teacher_model, reference_model, oracle)
+        if self.scorers:
+            self._teacher_prompts = self._make_teacher_prompts()
         # The loss reads hidden states, but for the sampled tokens alone and for a support that a teacher hands over.
         divergence = self.objective.divergence
         self._reads_states = bool(divergence) and not divergence.sampled and (oracle is None or oracle.head is not None)
@@ -164,8 +165,6 @@ class OnPolicyTrainer(_GRPOTrainer):
     ) -> list[Scorer | ByDomain | Oracle]:
         if self.objective.teacher == "none":
             return []
-        if getattr(self.args, "use_teacher_template", False):
-            self._teacher_template = self._tokenizer_of(self.args.teacher_model_name_or_path).chat_template
         if oracle is not None:
             scorers = [oracle]
         elif self.objective.teacher == "self":
@@ -177,6 +176,20 @@ class OnPolicyTrainer(_GRPOTrainer):
             named = self.args.reference_model_name_or_path if reference_model is None else reference_model
             scorers.append(frozen_self(self.model, self.temperature) if named is None else self._external(named))
         return [scorer.to(self.accelerator.device) for scorer in scorers]
+
+    def _make_teacher_prompts(self) -> TeacherPrompts:
+        template, kwargs = self.chat_template, self.args.teacher_chat_template_kwargs
+        if getattr(self.args, "use_teacher_template", False):
+            template = self._tokenizer_of(self.args.teacher_model_name_or_path).chat_template
+        limits = [self.args.max_teacher_length, *(scorer.max_length for scorer in self.scorers)]
+        return TeacherPrompts(
+            objective=self.objective,
+            tokenizer=self._tokenizer,
+            template=template,
+            template_kwargs=self.chat_template_kwargs if kwargs is None else kwargs,
+            tokenize=partial(tokenize_prompts, self),
+            limit=min((limit for limit in limits if limit is not None), default=float("inf")),
+        )
 
     def _external_teacher(self, teacher_model: Any) -> Scorer | ByDomain:
         several = getattr(self.args, "teacher_models", None)
@@ -195,7 +208,7 @@ class OnPolicyTrainer(_GRPOTrainer):
 
     def _ids_for_teacher(self, prompts: list) -> list[list[int]]:
         if self.objective.context is not None:
-            return self._render_for_teacher(prompts)
+            return self._teacher_prompts.render(prompts)
         return tokenize_prompts(self, prompts, self.chat_template, self.chat_template_kwargs)
 
     @property
@@ -237,7 +250,7 @@ class OnPolicyTrainer(_GRPOTrainer):
         self._scored = {
             "examples": inputs,
             "prompts": prompts,
-            "texts": [_text(completion) for completion in completions],
+            "texts": [text_of(completion) for completion in completions],
             "ids": completion_ids_list,
             "rewards": rewards.tolist(),
             "feedback_reported": "feedback" in self._pending_extra_logs,
@@ -273,7 +286,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             scorer.begin()
             if mode == "train":
                 scorer.update(self.state.global_step)
-        teacher_ids = self._teacher_prompts(batch, rollouts, mode)
+        teacher_ids = self._prompts_for_teacher(batch, rollouts, mode)
         has_context = torch.tensor([ids is not None for ids in teacher_ids], device=rollouts.mask.device)
         signals = self.objective.route(rollouts, has_context)
         scores = self._score(batch, rollouts, teacher_ids, signals)
@@ -289,7 +302,7 @@ class OnPolicyTrainer(_GRPOTrainer):
         batch.update(signal_tensors(signals, scores, rollouts.mask))
         if self._recomputes:
             batch["teacher_prompts"] = teacher_ids
-        self._log_signals(signals, rollouts, mode)
+        self._log_shares(mode, signal_shares(signals, rollouts, self.objective.context))
         self._count_cost(drawn, scores, mode)
         return batch
 
@@ -345,69 +358,14 @@ class OnPolicyTrainer(_GRPOTrainer):
             group_size=group_size,
         )
 
-    def _teacher_prompts(self, batch: Batch, rollouts: Rollouts, mode: str) -> list[list[int] | None]:
+    def _prompts_for_teacher(self, batch: Batch, rollouts: Rollouts, mode: str) -> list[list[int] | None]:
         """Token ids of what the teacher reads before each completion; None where there is nothing that fits."""
         if not self.scorers:
             return [None] * len(rollouts)
-        context, limit = self.objective.context, self._teacher_limit()
-        room = [limit - n for n in batch["completion_mask"].sum(-1).tolist()]
-        rendered = self._render_for_teacher(context.prompts(rollouts)) if context else prompt_ids(batch)
-        shortened = 0
-        for row, ids in enumerate(rendered):
-            if context and ids is not None and len(ids) > room[row]:
-                rendered[row] = self._shortened(rollouts, row, len(ids) - room[row], room[row]) or ids
-                shortened += len(rendered[row]) <= room[row]
-        fits = [ids is not None and len(ids) <= space for ids, space in zip(rendered, room, strict=True)]
-        present = [ids for ids in rendered if ids is not None]
-        shares = {
-            "context/dropped_fraction": (len(present) - sum(fits), len(rendered)),
-            "context/shortened_fraction": (shortened, len(rendered)),
-            "context/active_fraction": (sum(fits), len(rendered)),
-            "context/mean_length": (sum(map(len, present)), len(present)),
-        }
+        lengths = batch["completion_mask"].sum(-1).tolist()
+        ids, shares = self._teacher_prompts.fit(rollouts, prompt_ids(batch), lengths)
         self._log_shares(mode, shares)
-        return [ids if fit else None for ids, fit in zip(rendered, fits, strict=True)]
-
-    def _shortened(self, rollouts: Rollouts, row: int, excess: int, room: float) -> list[int] | None:
-        """The row's teacher prompt with its demonstration cut to fit; None where there is none that fits."""
-
-        def cut(text: str) -> str:
-            return self._tokenizer.decode(self._tokenizer(text, add_special_tokens=False)["input_ids"][:-excess])
-
-        # Re-encoding a cut text may take a token more than was kept: one more round then makes it fit.
-        for _ in range(3):
-            prompt = self.objective.context.shortened(rollouts, row, cut)
-            if prompt is None:
-                return None
-            (ids,) = self._render_for_teacher([prompt])
-            if len(ids) <= room:
-                return ids
-            excess += len(ids) - int(room)
-        return None
-
-    def _render_for_teacher(self, prompts: list) -> list[list[int] | None]:
-        kwargs = self.args.teacher_chat_template_kwargs
-        kwargs = self.chat_template_kwargs if kwargs is None else kwargs
-        present = [row for row, prompt in enumerate(prompts) if prompt is not None]
-        rendered: list[list[int] | None] = [None] * len(prompts)
-        if not present:
-            return rendered
-        chosen = [prompts[row] for row in present]
-        for row, ids in zip(present, tokenize_prompts(self, chosen, self._teacher_template, kwargs), strict=True):
-            rendered[row] = ids
-        if not isinstance(prompts[present[0]], str):
-            header = generation_header(self._tokenizer, self._teacher_template, kwargs)
-            for row in present:
-                if header and rendered[row][-len(header) :] != header:
-                    raise UserError(
-                        "A teacher prompt does not end with the chat template's generation header, so the teacher "
-                        "would not be answering; check the chat template and teacher_chat_template_kwargs."
-                    )
-        return rendered
-
-    def _teacher_limit(self) -> float:
-        limits = [self.args.max_teacher_length, *(scorer.max_length for scorer in self.scorers)]
-        return min((limit for limit in limits if limit is not None), default=float("inf"))
+        return ids
 
     def _reading(self, batch: Batch, prompts: list, chosen: Tensor, examples: list[dict]) -> Reading:
         rows = (chosen & (batch["completion_mask"].sum(-1) > 0)).nonzero().squeeze(-1).tolist()
@@ -554,28 +512,6 @@ class OnPolicyTrainer(_GRPOTrainer):
             for name, mean in self._token_means[mode].take(self.accelerator).items():
                 self._metrics[mode][name].append(mean)
 
-    def _log_signals(self, signals: Signals, rollouts: Rollouts, mode: str) -> None:
-        """Which share of the rows feeds which component, how unequal the weights are, and what was quoted."""
-        rows = len(rollouts)
-        feeds = {name: signals.per_row(name) for name in ("pg", "kl", "ce")}
-        active = (feeds["pg"] & (rollouts.advantages != 0)) | feeds["kl"] | feeds["ce"]
-        shares = {f"signal/{name}_fraction": (int(feed.sum()), rows) for name, feed in feeds.items()}
-        shares["signal/active_fraction"] = (int(active.sum()), rows)
-        for name in ("kl", "ce"):
-            weights = getattr(signals, name)
-            weights = weights[weights != 0]
-            spread = float(weights.std(correction=0) / weights.mean()) if len(weights) else 0.0
-            shares[f"signal/{name}_weight_spread"] = (spread * len(weights), len(weights))
-        if self.objective.context is not None:
-            quoted = [self._quotes(rollouts, row) for row in range(rows)]
-            shares["context/leakage_fraction"] = (sum(quoted), rows)
-        self._log_shares(mode, shares)
-
-    def _quotes(self, rollouts: Rollouts, row: int) -> bool:
-        prompt = rollouts.prompts[row]
-        prompt = prompt if isinstance(prompt, str) else "\n".join(_text([turn]) for turn in prompt)
-        return quotes(rollouts.own[row].text, self.objective.context.privileged(rollouts, row), prompt)
-
     def _log_shares(self, mode: str, shares: dict[str, tuple[float, float]]) -> None:
         table = torch.tensor([list(map(float, pair)) for pair in shares.values()], device=self.accelerator.device)
         totals = self.accelerator.reduce(table, reduction="sum").tolist()
@@ -627,10 +563,6 @@ class OnPolicyTrainer(_GRPOTrainer):
             "generated_tokens": self.pipeline_state.generated_tokens,
             "teacher_tokens": self.pipeline_state.teacher_tokens,
         }
-
-
-def _text(completion: list[dict[str, Any]] | str) -> str:
-    return completion if isinstance(completion, str) else completion[0]["content"] or ""
 
 
 class GRPOTrainer(OnPolicyTrainer):
