@@ -92,17 +92,17 @@ SAMPLING = Sampling(temperature=1.0, top_p=1.0, max_new_tokens=24)
 
 
 def test_a_resumed_run_draws_what_the_undisturbed_one_drew(engine):
-    whole = {generation.key: generation for generation in engine.generate(REQUESTS, SAMPLING)}
+    whole = {generation.key: generation for generation in engine.generate(engine.batches(REQUESTS, SAMPLING), SAMPLING)}
     assert len({generation.completion for generation in whole.values()}) > 3
     done = {("p0", 0), ("p5", 0), *(request.key for request in REQUESTS[8:])}
-    rest = list(engine.generate(REQUESTS, SAMPLING, done))
+    rest = list(engine.generate(engine.batches(REQUESTS, SAMPLING), SAMPLING, done))
     assert {generation.key for generation in rest} == {request.key for request in REQUESTS} - done
     assert all(whole[generation.key] == generation for generation in rest)
 
 
 def test_a_completion_as_long_as_the_limit_counts_as_cut(engine):
     short = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=3)
-    drawn = list(engine.generate(REQUESTS[:4], short))
+    drawn = list(engine.generate([REQUESTS[:4]], short))
     assert [generation.finish_reason for generation in drawn] == ["length"] * 4
 
 

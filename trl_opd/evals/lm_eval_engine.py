@@ -7,13 +7,13 @@ follows torch's random state, and it calls a completion cut when it is as long a
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
 from trl_opd.errors import UserError
-from trl_opd.evals.engines import EngineOptions, Generation, Key, Request, Sampling
+from trl_opd.evals.engines import EngineOptions, Generation, Key, Request, Sampling, in_batches
 
 BACKEND = "hf"
 """lm-eval's name of its transformers backend."""
@@ -61,15 +61,18 @@ class LmEvalEngine:
         """The settings that may change between two sessions of one run."""
         return {"model": self.name, "lm_eval": version("lm-eval")}
 
+    def batches(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Request]]:
+        """The requests in their order, in fixed batches."""
+        return in_batches(requests, self.options.batch_size)
+
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, done: Set[Key] = frozenset()
+        self, batches: Iterable[list[Request]], sampling: Sampling, done: Set[Key] = frozenset()
     ) -> Iterator[Generation]:
-        """The completions that are not done, batch by batch in the order of the requests.
+        """The completions that are not done.
 
         A batch of which some rows are done is drawn again in full: its numbers are those of an undisturbed run.
         """
-        for start in range(0, len(requests), self.options.batch_size):
-            batch = requests[start : start + self.options.batch_size]
+        for batch in batches:
             if all(request.key in done for request in batch):
                 continue
             for generation in self._draw(batch, sampling):
