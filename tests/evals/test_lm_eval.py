@@ -9,6 +9,7 @@ pytest.importorskip("lm_eval")
 from trl_opd.errors import UserError
 from trl_opd.evals.engines import EngineOptions, Request, Sampling
 from trl_opd.evals.lm_eval_engine import LmEvalEngine
+from trl_opd.evals.lm_eval_run import evaluate_task
 from trl_opd.evals.lm_eval_tasks import PREFIX, export, process_results
 from trl_opd.evals.models import resolve_model
 from trl_opd.evals.scorers import make_scorer
@@ -84,7 +85,7 @@ def test_a_folder_that_cannot_be_written_is_refused(arithmetic, tmp_path):
 
 @pytest.fixture(scope="module")
 def engine():
-    return LmEvalEngine(str(resolve_model("testbed/base")), EngineOptions(batch_size=4, dtype="float32"))
+    return LmEvalEngine(str(resolve_model("testbed/teacher")), EngineOptions(batch_size=4, dtype="float32"))
 
 
 REQUESTS = [Request(f"p{i}", 0, [{"role": "user", "content": f"{i + 13}+{i + 9}=?"}], seed=i) for i in range(10)]
@@ -109,3 +110,89 @@ def test_a_completion_as_long_as_the_limit_counts_as_cut(engine):
 def test_an_unknown_backend_is_refused():
     with pytest.raises(UserError, match="no backend 'nope'"):
         LmEvalEngine("model", backend="nope")
+
+
+# The last reference is wrong, so that both verdicts occur.
+SUMS = [{"q": f"{i + 13}+{i + 9}=?", "a": str(2 * i + (22 if i < 5 else 9))} for i in range(6)]
+GENERATING = """
+task: own_sums
+output_type: generate_until
+doc_to_target: "{{a}}"
+generation_kwargs: {until: [], max_gen_toks: 40}
+filter_list:
+  - name: boxed
+    filter: [{function: regex, regex_pattern: "boxed.(\\\\d+)."}, {function: take_first}]
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
+CHOOSING = """
+task: own_choices
+output_type: multiple_choice
+doc_to_choice: ["22", "23", "24", "32"]
+doc_to_target: 0
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+
+
+@pytest.fixture
+def own_tasks(tmp_path):
+    """A folder with two tasks as anyone may write them for lm-eval."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    rows = folder / "sums.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in SUMS))
+    data = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {rows}}}}}\ntest_split: test\n"
+    for name, task in (("sums", GENERATING), ("choices", CHOOSING)):
+        (folder / f"{name}.yaml").write_text(f'{task}{data}doc_to_text: "{{{{q}}}}"\n')
+    return folder
+
+
+def stored(folder, kind):
+    return [json.loads(line) for path in sorted((folder / kind).rglob("*.jsonl")) for line in path.open()]
+
+
+def test_a_task_of_lm_eval_is_kept_in_our_format(engine, own_tasks, tmp_path):
+    run = tmp_path / "run"
+    summary = evaluate_task("own_sums", engine, run, include_path=own_tasks)
+    generations, verdicts = stored(run, "generations"), stored(run, "verdicts")
+    assert [row["problem_id"] for row in generations] == [str(i) for i in range(6)]
+    for row, verdict, sum_ in zip(generations, verdicts, SUMS, strict=True):
+        assert sum_["q"] in row["prompt"]
+        assert verdict["correct"] == (f"boxed{{{sum_['a']}}}" in row["completion"])
+    assert summary.metrics.accuracy == sum(row["correct"] for row in verdicts) / 6
+    assert 0 < summary.metrics.accuracy < 1
+    told = json.loads((run / "summary.json").read_text())["lm_eval"]
+    assert told["exact_match,boxed"] == summary.metrics.accuracy
+    assert evaluate_task("own_sums", engine, run, include_path=own_tasks) == summary
+
+
+def test_a_task_of_choices_keeps_the_chosen_one(engine, own_tasks, tmp_path):
+    summary = evaluate_task("own_choices", engine, tmp_path / "run", include_path=own_tasks)
+    generations, verdicts = stored(tmp_path / "run", "generations"), stored(tmp_path / "run", "verdicts")
+    for row, verdict in zip(generations, verdicts, strict=True):
+        assert row["completion"].strip() in ("22", "23", "24", "32")
+        assert verdict["correct"] == (row["completion"].strip() == "22")
+    assert summary.metrics.mean_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("own_sum", "did you mean 'own_sums'"),
+        ("hendrycks_math", "group of tasks"),
+        ("gsm8k", "cannot load the task gsm8k"),
+    ],
+)
+def test_tasks_that_cannot_be_run_are_refused(engine, own_tasks, tmp_path, task, message):
+    with pytest.raises(UserError, match=message):
+        evaluate_task(task, engine, tmp_path / "run", include_path=own_tasks)
+
+
+def test_an_unknown_metric_is_refused(engine, own_tasks, tmp_path):
+    with pytest.raises(UserError, match="exact_match,boxed"):
+        evaluate_task("own_sums", engine, tmp_path / "run", include_path=own_tasks, metric="exact_match,box")
+
+
+def test_a_task_that_draws_several_samples_is_refused(engine, arithmetic, tmp_path):
+    export(arithmetic, tmp_path / "tasks", limit=2)
+    with pytest.raises(UserError, match="draws 4 samples"):
+        evaluate_task(TASK, engine, tmp_path / "run", include_path=tmp_path / "tasks")

@@ -80,7 +80,8 @@ class LmEvalEngine:
                     yield generation
 
     @cached_property
-    def _backend_model(self) -> Any:
+    def backend_model(self) -> Any:
+        """lm-eval's model, loaded at first use."""
         import torch
 
         options = {"dtype": self.options.dtype, "peft": self.options.adapter, **self.options.chat_template_kwargs}
@@ -99,17 +100,21 @@ class LmEvalEngine:
         import torch
         from lm_eval.api.instance import Instance
 
-        prompts = [self._backend_model.apply_chat_template(request.messages) for request in batch]
+        prompts = [self.backend_model.apply_chat_template(request.messages) for request in batch]
         instances = [
             Instance("generate_until", {}, (prompt, self._decoding(sampling)), idx)
             for idx, prompt in enumerate(prompts)
         ]
         torch.manual_seed(_batch_seed(batch))
-        texts = self._backend_model.generate_until(instances, disable_tqdm=True)
+        texts = self.backend_model.generate_until(instances, disable_tqdm=True)
         return [
             self._generation(request, prompt, text, sampling)
             for request, prompt, text in zip(batch, prompts, texts, strict=True)
         ]
+
+    def count_tokens(self, text: str) -> int:
+        """Length of a completion in tokens, counted from its text."""
+        return len(self.backend_model.tok_encode(text, add_special_tokens=False))
 
     def _decoding(self, sampling: Sampling) -> dict[str, Any]:
         decoding = {"until": [], "max_gen_toks": sampling.max_new_tokens, "do_sample": sampling.temperature > 0}
@@ -118,7 +123,7 @@ class LmEvalEngine:
         return decoding
 
     def _generation(self, request: Request, prompt: str, text: str, sampling: Sampling) -> Generation:
-        tokens = len(self._backend_model.tok_encode(text, add_special_tokens=False))
+        tokens = self.count_tokens(text)
         return Generation(
             problem_id=request.problem_id,
             index=request.index,

@@ -14,4 +14,6 @@ def main(argv: list[str]) -> int:
     """
     if argv and argv[0] in COMMANDS:
         return import_module(f"{__name__}.{COMMANDS[argv[0]]}").main(argv[1:])
+    if "--via" in argv:
+        return import_module(f"{__name__}.lm_eval").main(argv)
     return import_module(f"{__name__}.run").main(argv)
