@@ -51,7 +51,7 @@ def test_lm_eval_gives_our_verdicts_on_the_same_generations(arithmetic, results)
     assert all(len(sample["resps"][0]) == 4 for sample in samples)
     for sample in samples:
         doc = sample["doc"]
-        problem = Problem(doc["id"], doc["problem"], doc["answer"], json.loads(doc["fields"]))
+        problem = Problem(doc["id"], doc["problem"], doc["answer"], fields=json.loads(doc["fields"]))
         ours = [scorer.score(text, problem).correct for text in sample["resps"][0]]
         assert sample["accuracy"] == sum(ours) / 4
     scorer.close()
@@ -61,10 +61,10 @@ def test_lm_eval_gives_our_verdicts_on_the_same_generations(arithmetic, results)
 def test_lm_eval_asks_with_our_prompt(arithmetic, results):
     from transformers import AutoTokenizer
 
-    from trl_opd.evals.benchmark import load_rows
+    from trl_opd.evals.rows import load_rows
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("testbed/base"))
-    problems = {problem.id: problem for problem in load_rows(arithmetic[0], None, 5)}
+    problems = {problem.id: problem for problem in load_rows(arithmetic[0], limit=5).problems}
     for sample in results["samples"][TASK]:
         messages = arithmetic[0].messages(problems[sample["doc"]["id"]])
         ours = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

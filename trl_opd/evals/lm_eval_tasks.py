@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from trl_opd.errors import UserError
-from trl_opd.evals.benchmark import Benchmark, Problem, load_benchmark, load_rows
+from trl_opd.evals.benchmark import Benchmark, Problem, load_benchmark
+from trl_opd.evals.rows import load_rows
 from trl_opd.evals.scorers import Scorer, make_scorer
 from trl_opd.evals.suites import suites_dir
 
@@ -43,7 +44,7 @@ def export(
     Raises:
         UserError: The rows cannot be loaded, or the folder cannot be written.
     """
-    problems = [load_rows(benchmark, data_dir, limit) for benchmark in benchmarks]
+    problems = [load_rows(benchmark, data_dir, limit).problems for benchmark in benchmarks]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{PREFIX}calls.py").write_text(CALLED_BY_LM_EVAL, encoding="utf-8")
@@ -115,7 +116,7 @@ def keep_all(responses: Sequence[Sequence[str]], docs: Sequence[dict[str, Any]])
 
 def process_results(doc: dict[str, str], results: list[list[str]]) -> dict[str, float]:
     """What lm-eval calls with a row and its samples: the share that is right, and that without an answer."""
-    problem = Problem(doc["id"], doc["problem"], doc["answer"], json.loads(doc["fields"]))
+    problem = Problem(doc["id"], doc["problem"], doc["answer"], fields=json.loads(doc["fields"]))
     verdicts = [_scorer(doc["benchmark"]).score(completion, problem) for completion in results[0]]
     return {
         "accuracy": sum(verdict.correct for verdict in verdicts) / len(verdicts),
