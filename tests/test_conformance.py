@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from trl_opd import divergences
+from trl_opd import closed_forms, divergences
 from trl_opd.conformance import compare, load
 from trl_opd.errors import UserError
 from trl_opd.objectives.divergence import Divergence
@@ -333,7 +333,9 @@ def attached(student, teacher):
 
 
 MUTATIONS = {
-    "flipped KL": (Divergence, "over_vocabulary", lambda self, p, q: divergences.reverse_kl(q, p), {"dense", "tiled"}),
+    "flipped KL": (Divergence, "over_vocabulary", lambda self, p, q: divergences.reverse_kl(q, p), {"dense"}),
+    "flipped closed form": (Divergence, "closed_form", lambda self, p, q: closed_forms.reverse_kl(q, p), {"tiled"}),
+    "flipped support": (Divergence, "over_support", lambda self, p, q: p.sum(-1) - q.sum(-1), {"dense", "tiled"}),
     "no cap": ("trl_opd.loss", "_importance", uncapped, {"tiled"}),
     "another denominator": (
         "trl_opd.conformance",
@@ -348,9 +350,9 @@ MUTATIONS = {
         {"dense", "tiled"},
     ),
     "the other side's top-k": (
-        "trl_opd.objectives.divergence",
-        "truncated_support",
-        lambda p, q, k, owner, tail: divergences.truncated_support(p, q, k, "teacher", tail),
+        Divergence,
+        "support",
+        lambda self, p, q: (q if self.support_owner == "student" else p).topk(self.support_size).indices,
         {"dense", "tiled"},
     ),
     "no extrapolation": (ExOPD, "target", lambda self, scorers: scorers[0], {"dense", "tiled"}),

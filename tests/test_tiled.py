@@ -7,14 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from trl_opd import tiled
 from trl_opd.encoding import completion_hidden
 from trl_opd.loss import Tokens, token_loss
 from trl_opd.objectives.base import Objective
 from trl_opd.objectives.divergence import Divergence
 from trl_opd.policy import PolicyGradient
-from trl_opd.tiled import ROWS_PER_TILE, Head, sampled_logps_and_entropy, tiled_sum
+from trl_opd.tiled import Head, by_autograd, sampled_logps_and_entropy, tiled_sum
 
 VOCABULARY, WIDTH = 17, 8
+#: Rows of a tile and of its parts here, for a head of that vocabulary in float32.
+ROWS_PER_TILE, ROWS_PER_BLOCK = 64, 5
 POLICY = PolicyGradient(
     loss_type="dapo",
     epsilon_low=0.2,
@@ -49,6 +52,13 @@ class Case:
     teacher_hidden: torch.Tensor
     teacher_head: Head
     tokens: Tokens
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Tiles and blocks of a few rows, so that a few hundred tokens fill several."""
+    monkeypatch.setattr(tiled, "TILE_BYTES", {"cpu": ROWS_PER_TILE * VOCABULARY * 4})
+    monkeypatch.setattr(tiled, "BLOCK_BYTES", ROWS_PER_BLOCK * VOCABULARY * 4)
 
 
 def objective(divergence: Divergence | None) -> Objective:
@@ -271,7 +281,9 @@ def test_tied_heads_add_to_the_gradient_of_the_embedding():
     weight = torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(3), requires_grad=True)
     ids = torch.arange(10)
     loss, _ = tiled_sum(
-        weight[ids], Head(weight=weight, bias=None, temperature=1.0), lambda logps, rows: (-logps[:, 0].sum(), {})
+        weight[ids],
+        Head(weight=weight, bias=None, temperature=1.0),
+        by_autograd(lambda logps, rows: (-logps[:, 0].sum(), {})),
     )
     (gradient,) = torch.autograd.grad(loss, weight)
     (expected,) = torch.autograd.grad(-(weight[ids] @ weight.T).log_softmax(-1)[:, 0].sum(), weight)
@@ -286,7 +298,7 @@ def test_the_order_of_rows_changes_neither_loss_nor_facts():
         return (made.tokens.ce[rows] * logps[:, 3]).sum(), {"row": rows, "logp": logps[:, 3]}
 
     order = torch.randperm(n, generator=torch.Generator().manual_seed(1))
-    results = [tiled_sum(made.hidden, made.head, tile_loss, given) for given in (None, order)]
+    results = [tiled_sum(made.hidden, made.head, by_autograd(tile_loss), given) for given in (None, order)]
     gradients = [torch.autograd.grad(loss, leaves(made)) for loss, _ in results]
     torch.testing.assert_close(results[0][0], results[1][0])
     for first, second in zip(*gradients, strict=True):
@@ -317,9 +329,9 @@ def test_rows_with_divergence_weight_share_as_few_tiles_as_they_fill():
     sizes = []
 
     class CountingHead(Head):
-        def project(self, hidden_NH):
+        def project(self, hidden_NH, out=None):
             sizes.append(len(hidden_NH))
-            return super().project(hidden_NH)
+            return super().project(hidden_NH, out)
 
     made = case(4 * ROWS_PER_TILE)
     made.teacher_head = CountingHead(**vars(made.teacher_head))
@@ -499,9 +511,28 @@ def test_a_head_gives_the_log_probabilities_of_its_model(family, options):
     with torch.no_grad():
         logits = model(input_ids=ids).logits
         head = Head.of(model, temperature=0.8)
-        hidden = completion_hidden(model, ids, torch.ones_like(ids), completion_length=4)
+        hidden = completion_hidden(model, ids, torch.ones_like(ids), completion_length=4).flatten(0, 1)
         logps = head.logps(head.project(hidden))
-    torch.testing.assert_close(logps, (logits[:, 4:8] / 0.8).log_softmax(-1), rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(logps, (logits[:, 4:8].flatten(0, 1) / 0.8).log_softmax(-1), rtol=2e-5, atol=2e-5)
     if options:
         unscaled = replace(head, scale=1.0, softcap=None)
         assert not torch.allclose(logps, unscaled.logps(unscaled.project(hidden)), atol=1e-2)
+
+
+@pytest.mark.parametrize("tail", [True, False])
+@pytest.mark.parametrize("kind", [{"kind": "forward_kl"}, {"kind": "reverse_kl"}, {"kind": "jsd", "jsd_beta": 0.3}])
+def test_a_stored_top_k_gives_the_loss_of_the_live_teacher(kind, tail):
+    """All that is known of the teacher are its likeliest tokens: the same loss, with no scorer's hidden states."""
+    made = case(150)
+    divergence = Divergence(**kind, estimator="topk", support_size=4, support_owner="teacher", support_tail=tail)
+    live_loss, live_gradients, live_facts = run(made, divergence)
+    teacher = made.teacher_head.logps(made.teacher_head.project(made.teacher_hidden))
+    top = teacher.topk(4)
+    made.tokens = replace(made.tokens, scorer_support=(top.indices, top.values), scorer_hidden=[])
+    loss, facts = token_loss(made.hidden, made.head, made.tokens, objective(divergence), POLICY, [])
+    torch.testing.assert_close(loss.detach(), live_loss)
+    for gradient, expected in zip(torch.autograd.grad(loss, leaves(made)), live_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected)
+    assert set(live_facts) - set(facts) == {"distill/teacher_entropy"}
+    for name in facts:
+        torch.testing.assert_close(facts[name], live_facts[name], rtol=1e-4, atol=1e-5, msg=name)

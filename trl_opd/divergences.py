@@ -11,7 +11,8 @@ One convention for the interpolation number, shared with OPSD (`beta`), SDPO (`a
     0 < b < 1:  m = b q + (1 - b) p,   D_b = b KL(q || m) + (1 - b) KL(p || m)
 
 The end points are special cases and not the limits of D_b, which tends to 0 on both sides: a sweep over b also sweeps
-the size of the gradient. Gradients with respect to the student's logits z (the tests hold autograd to them):
+the size of the gradient. Gradients with respect to the student's logits z (the tests hold autograd to them, and
+`trl_opd.closed_forms` computes them without a graph):
 
     dD_0/dz = p - q
     dD_1/dz = p (ln p - ln q - KL(p || q))
@@ -126,12 +127,21 @@ def truncated_support(
     """
     owned = student_logps_NV if owner == "student" else teacher_logps_NV
     support = owned.detach().topk(k, dim=-1).indices
-    sides = (side.gather(-1, support) for side in (student_logps_NV, teacher_logps_NV))
-    if tail:
-        student, teacher = (torch.cat([side, tail_logp(side)], -1) for side in sides)
-    else:
-        student, teacher = (side.log_softmax(-1) for side in sides)
+    student, teacher = (proper(side.gather(-1, support), tail) for side in (student_logps_NV, teacher_logps_NV))
     return student, teacher
+
+
+def proper(kept_logps_NK: Tensor, tail: bool) -> Tensor:
+    """A distribution from the log-probabilities of a part of it: with the rest as one more category, or renormalised.
+
+    Args:
+        kept_logps_NK (`torch.Tensor`): Log-probabilities of the kept tokens, `[N, K]`.
+        tail (`bool`): Whether the rest is a category of its own.
+
+    Returns:
+        `torch.Tensor`: `[N, K + 1]` with the tail, else `[N, K]`.
+    """
+    return torch.cat([kept_logps_NK, tail_logp(kept_logps_NK)], -1) if tail else kept_logps_NK.log_softmax(-1)
 
 
 def tail_logp(kept_logps_NK: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trl_opd import closed_forms
+from trl_opd.closed_forms import ClosedForm, Distribution
 from trl_opd.divergences import (
     clipped_reverse_kl,
     entropy,
@@ -25,9 +27,9 @@ from trl_opd.divergences import (
     generalized_jsd,
     k2,
     k3,
+    proper,
     reverse_kl,
     sampled_reverse_kl,
-    truncated_support,
 )
 from trl_opd.errors import UserError
 
@@ -62,6 +64,9 @@ class Divergence:
         entry_clip: OPSD's cap on each entry's summand, for the forward KL, in nats.
         advantage_clip: SDPO's clip on ln q(v) - ln p(v), for the reverse KL, in nats.
         support_size, support_owner, support_tail: See `trl_opd.divergences.truncated_support`, for "topk".
+
+    A divergence of one's own is a subclass with another `over_vocabulary`, or any class with `sampled`,
+    `over_vocabulary` (or `on_sampled`) and `facts`; autograd then differentiates it, tile by tile.
     """
 
     kind: str
@@ -146,52 +151,100 @@ class Divergence:
         """Whether the sampled tokens' log-probabilities are all that it needs."""
         return self.estimator in SAMPLED
 
+    @property
+    def truncated(self) -> bool:
+        """Whether it is taken over a support of few tokens: `over_support` and `support` are then all of it."""
+        return self.estimator == "topk" and self._is_ours
+
+    @property
+    def has_closed_form(self) -> bool:
+        """Whether `closed_form` computes it; a subclass with another `over_vocabulary` is left to autograd."""
+        return self.estimator == "full" and self._is_ours
+
+    @property
+    def _is_ours(self) -> bool:
+        return type(self).over_vocabulary is Divergence.over_vocabulary
+
     def over_vocabulary(self, student_logps_NV: Tensor, target_logps_NV: Tensor) -> Tensor:
         """The divergence of each token from whole distributions, `[N, V]` -> `[N]`, in nats.
 
         Raises:
             `UserError`: If the vocabulary is smaller than the support.
         """
-        if self.estimator == "topk":
-            if self.support_size > student_logps_NV.shape[-1]:
-                raise UserError(
-                    f"support_size is {self.support_size}, but the vocabulary has {student_logps_NV.shape[-1]} tokens; "
-                    "make it smaller, or use estimator: full."
-                )
-            student_logps_NV, target_logps_NV = self._truncated(student_logps_NV, target_logps_NV)
+        if self.estimator != "topk":
+            return self._between(student_logps_NV, target_logps_NV)
+        support = self.support(student_logps_NV, target_logps_NV)
+        return self.over_support(student_logps_NV.gather(-1, support), target_logps_NV.gather(-1, support))
+
+    def support(self, student_logps_NV: Tensor, target_logps_NV: Tensor) -> Tensor:
+        """The tokens over which the divergence is taken, the likeliest of `support_owner`, `[N, K]`.
+
+        Raises:
+            `UserError`: If the vocabulary is smaller than the support.
+        """
+        owned = student_logps_NV if self.support_owner == "student" else target_logps_NV
+        if self.support_size > owned.shape[-1]:
+            raise UserError(
+                f"support_size is {self.support_size}, but the vocabulary has {owned.shape[-1]} tokens; "
+                "make it smaller, or use estimator: full."
+            )
+        return owned.detach().topk(self.support_size, dim=-1).indices
+
+    def over_support(self, student_logps_NK: Tensor, target_logps_NK: Tensor) -> Tensor:
+        """The divergence of each token from log-probabilities on its support, `[N, K]` -> `[N]`, in nats."""
+        return self._between(*self._proper(student_logps_NK, target_logps_NK))
+
+    def closed_form(self, student: Distribution, target: Distribution) -> ClosedForm:
+        """Value, gradient and facts over the whole vocabulary, where `has_closed_form`."""
         if self.kind == "forward_kl":
-            return forward_kl(student_logps_NV, target_logps_NV, self.entry_clip)
+            return closed_forms.forward_kl(student, target, self.entry_clip)
         if self.kind == "jsd":
-            return generalized_jsd(student_logps_NV, target_logps_NV, self.jsd_beta)
-        if self.advantage_clip is not None:
-            return clipped_reverse_kl(student_logps_NV, target_logps_NV, self.advantage_clip)
-        return reverse_kl(student_logps_NV, target_logps_NV)
+            return closed_forms.jsd(student, target, self.jsd_beta)
+        return closed_forms.reverse_kl(student, target, self.advantage_clip)
 
     def on_sampled(self, student_logps_N: Tensor, target_logps_N: Tensor) -> Tensor:
         """The surrogate of each token from its own log-probabilities, `[N]` -> `[N]`."""
         estimate = {"k1": sampled_reverse_kl, "k2": k2, "k3": k3}[self.estimator]
         return estimate(student_logps_N, target_logps_N)
 
-    def _truncated(self, student: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        return truncated_support(student, target, self.support_size, self.support_owner, self.support_tail)
-
     @torch.no_grad()
     def facts(self, student_logps_NV: Tensor, target_logps_NV: Tensor) -> dict[str, Tensor]:
         """What is worth logging about the divergence of each token from whole distributions, `[N]` each."""
         facts = {"distill/teacher_entropy": entropy(target_logps_NV.log_softmax(-1))}
-        compared = student_logps_NV, target_logps_NV
-        if self.estimator == "topk":
-            compared = self._truncated(*compared)
-        if self.entry_clip is not None:
-            facts["distill/entry_clip_mass"] = entry_clip_fraction(*compared, self.entry_clip)
+        if self.estimator != "topk":
+            return facts | self._clip_facts(student_logps_NV, target_logps_NV)
+        support = self.support(student_logps_NV, target_logps_NV)
+        kept = (side.gather(-1, support) for side in (student_logps_NV, target_logps_NV))
+        return facts | self.support_facts(*kept)
+
+    @torch.no_grad()
+    def support_facts(self, student_logps_NK: Tensor, target_logps_NK: Tensor) -> dict[str, Tensor]:
+        """The same from log-probabilities on the support: both sides' mass there, and what is clipped."""
+        masses = {
+            "distill/student_mass": student_logps_NK.exp().sum(-1),
+            "distill/teacher_mass": target_logps_NK.exp().sum(-1),
+        }
+        return masses | self._clip_facts(*self._proper(student_logps_NK, target_logps_NK))
+
+    def _between(self, student: Tensor, target: Tensor) -> Tensor:
+        if self.kind == "forward_kl":
+            return forward_kl(student, target, self.entry_clip)
+        if self.kind == "jsd":
+            return generalized_jsd(student, target, self.jsd_beta)
         if self.advantage_clip is not None:
-            clipped = (compared[1] - compared[0]).abs() > self.advantage_clip
-            facts["distill/advantage_clip_mass"] = (compared[0].exp() * clipped).sum(-1)
-        if self.estimator == "topk":
-            owned = student_logps_NV if self.support_owner == "student" else target_logps_NV
-            support = owned.topk(self.support_size, dim=-1).indices
-            facts["distill/student_mass"] = student_logps_NV.gather(-1, support).exp().sum(-1)
-            facts["distill/teacher_mass"] = target_logps_NV.gather(-1, support).exp().sum(-1)
+            return clipped_reverse_kl(student, target, self.advantage_clip)
+        return reverse_kl(student, target)
+
+    def _proper(self, student: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        return proper(student, self.support_tail), proper(target, self.support_tail)
+
+    def _clip_facts(self, student: Tensor, target: Tensor) -> dict[str, Tensor]:
+        facts = {}
+        if self.entry_clip is not None:
+            facts["distill/entry_clip_mass"] = entry_clip_fraction(student, target, self.entry_clip)
+        if self.advantage_clip is not None:
+            clipped = (target - student).abs() > self.advantage_clip
+            facts["distill/advantage_clip_mass"] = (student.exp() * clipped).sum(-1)
         return facts
 
 
