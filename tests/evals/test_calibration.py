@@ -9,11 +9,17 @@ from trl_opd.evals.calibration import (
     Published,
     load_measured,
     load_published,
+    measurement,
     published_for,
     record,
     status,
 )
-from trl_opd.evals.suites import names
+from trl_opd.evals.engines import Sampling
+from trl_opd.evals.results import read_run
+from trl_opd.evals.runner import evaluate
+from trl_opd.evals.suites import load_suite, names
+
+from .conftest import ScriptedEngine
 
 ENTRY = {"benchmark": "sums", "model": "maker/small", "score": 61.6, "source": "a report", "protocol": "greedy"}
 RUN = Measured(
@@ -35,27 +41,30 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_benchmark_without_a_measurement_is_uncalibrated(folder):
-    assert status("sums", folder) == "uncalibrated"
-    assert status("another", folder) == "uncalibrated"
+def test_a_benchmark_without_a_measurement_is_uncalibrated(folder, benchmark):
+    assert status(benchmark, folder) == "uncalibrated"
 
 
-def test_an_interval_that_holds_the_score_calibrates(folder):
+def test_our_own_benchmarks_need_none(folder):
+    assert status(load_suite("arithmetic")[0], folder) == "own"
+
+
+def test_an_interval_that_holds_the_score_calibrates(folder, benchmark):
     record(RUN, folder)
     assert load_measured(folder) == [RUN]
-    assert status("sums", folder) == "calibrated"
+    assert status(benchmark, folder) == "calibrated"
 
 
 @pytest.mark.parametrize("interval", [(0.62, 0.70), (0.40, 0.61), None])
-def test_an_interval_that_does_not_hold_it_does_not(folder, interval):
+def test_an_interval_that_does_not_hold_it_does_not(folder, benchmark, interval):
     record(replace(RUN, interval=interval), folder)
-    assert status("sums", folder) == "uncalibrated"
+    assert status(benchmark, folder) == "uncalibrated"
 
 
-def test_every_measurement_must_hold(folder):
+def test_every_measurement_must_hold(folder, benchmark):
     record(RUN, folder)
     record(replace(RUN, model="maker/large"), folder)  # 70.7 lies outside
-    assert status("sums", folder) == "uncalibrated"
+    assert status(benchmark, folder) == "uncalibrated"
 
 
 def test_a_later_measurement_takes_the_place_of_an_earlier_one(folder):
@@ -78,3 +87,25 @@ def test_the_packages_entries_name_benchmarks_and_measurements_of_the_package():
     assert all(isinstance(entry, Published) and 0 < entry.score <= 100 for entry in published)
     known = {(entry.benchmark, entry.model) for entry in published}
     assert {(entry.benchmark, entry.model) for entry in load_measured()} <= known
+
+
+def test_a_finished_run_of_the_whole_benchmark_is_a_measurement(benchmark, sums_path, tmp_path):
+    summary = evaluate(benchmark, ScriptedEngine(), tmp_path / "run", data_dir=sums_path.parent)
+    found = measurement(read_run(tmp_path / "run"), benchmark, "maker/small", "sha256 1")
+    assert (found.accuracy, found.interval) == (summary.metrics.accuracy, summary.metrics.problem_interval)
+    assert (found.problems, found.settings_sha256) == (12, summary.settings_sha256)
+    assert found.versions["numpy"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"limit": 5}, "5 of 12 problems"),
+        ({"n": 2}, r"other settings \(n\)"),
+        ({"sampling": Sampling(temperature=0.5, top_p=0.9, max_new_tokens=24)}, r"other settings \(sampling\)"),
+    ],
+)
+def test_a_run_of_another_protocol_is_none(benchmark, sums_path, tmp_path, settings, message):
+    evaluate(benchmark, ScriptedEngine(), tmp_path / "run", data_dir=sums_path.parent, **settings)
+    with pytest.raises(UserError, match=message):
+        measurement(read_run(tmp_path / "run"), benchmark, "maker/small", "sha256 1")

@@ -15,11 +15,14 @@ from typing import Any
 import yaml
 
 from trl_opd.errors import UserError
+from trl_opd.evals.benchmark import Benchmark
 from trl_opd.evals.metrics import Interval
 from trl_opd.evals.records import from_mapping, suggest
+from trl_opd.evals.results import StoredRun
 from trl_opd.evals.suites import suites_dir
 
-CALIBRATED, UNCALIBRATED = "calibrated", "uncalibrated"
+CALIBRATED, UNCALIBRATED, OWN = "calibrated", "uncalibrated", "own"
+"""The three states of a benchmark; nobody publishes scores on our own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,12 +126,53 @@ def load_measured(folder: Path | None = None) -> list[Measured]:
     return [_measured(json.loads(path.read_text(encoding="utf-8"))) for path in files]
 
 
-def status(benchmark: str, folder: Path | None = None) -> str:
-    """ "calibrated" where every measurement of the benchmark holds its published score and there is one."""
+def status(benchmark: Benchmark, folder: Path | None = None) -> str:
+    """The state of a benchmark: calibrated where it has measurements and each holds its published score."""
+    if benchmark.source.builtin is not None:
+        return OWN
     published = {(entry.benchmark, entry.model): entry for entry in load_published(folder)}
-    measured = [entry for entry in load_measured(folder) if entry.benchmark == benchmark]
+    measured = [entry for entry in load_measured(folder) if entry.benchmark == benchmark.name]
     held = [entry.holds(published[entry.benchmark, entry.model]) for entry in measured]
     return CALIBRATED if held and all(held) else UNCALIBRATED
+
+
+def measurement(run: StoredRun, benchmark: Benchmark, model: str, weights: str) -> Measured:
+    """What a finished run gives for a published score.
+
+    Args:
+        run (`StoredRun`): The run.
+        benchmark (`Benchmark`): The benchmark that it ran.
+        model (`str`): The published model.
+        weights (`str`): Which weights were loaded, and how they differ from the published ones.
+
+    Raises:
+        UserError: The run is not finished, or not of the whole benchmark under its protocol.
+    """
+    if run.summary is None:
+        raise UserError(f"{run.folder} is not finished: the same command of `trl-opd eval` continues it.")
+    settings, metrics = run.manifest["settings"], run.summary["metrics"]
+    protocol = {"n": benchmark.protocol.n, "sampling": asdict(benchmark.protocol.sampling), "comparable": True}
+    other = [name for name, value in protocol.items() if settings.get(name, True) != value]
+    excluded = len(settings.get("errata", {}).get("excluded", []))
+    if other or metrics["problems"] != benchmark.rows - excluded:
+        what = (
+            f"other settings ({', '.join(other)})" if other else f"{metrics['problems']} of {benchmark.rows} problems"
+        )
+        raise UserError(
+            f"{run.folder} has {what}: a benchmark is calibrated by a run of all its problems under its protocol."
+        )
+    session = run.manifest["sessions"][-1]
+    return Measured(
+        benchmark=benchmark.name,
+        model=model,
+        weights=weights,
+        accuracy=metrics["accuracy"],
+        interval=None if metrics["problem_interval"] is None else tuple(metrics["problem_interval"]),
+        problems=metrics["problems"],
+        settings_sha256=run.summary["settings_sha256"],
+        date=run.manifest["finished"][:10],
+        versions={name: value for name, value in session["versions"].items() if value is not None},
+    )
 
 
 def _measured(values: dict[str, Any]) -> Measured:

@@ -91,6 +91,6 @@ def main(argv: list[str]) -> int:
         )
         for task in tasks
     ]
-    Console().print(summary_table(options.model, summaries))
+    Console().print(summary_table(options.model, summaries, {}))
     Console().print(f"Completions, verdicts and manifest: {escape(str(folder))}", soft_wrap=True, highlight=False)
     return 0
