@@ -7,6 +7,7 @@ one place.
 from contextlib import contextmanager
 
 from trl import GRPOTrainer
+from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import pad
 
@@ -15,7 +16,7 @@ try:
 except ImportError:  # PEFT is optional, as it is in TRL
     PeftModel = ()
 
-__all__ = ["CONTRACTS", "is_peft_model", "pad", "redirect_forward", "tokenize_prompts"]
+__all__ = ["CONTRACTS", "is_peft_model", "pad", "prepare_deepspeed", "redirect_forward", "tokenize_prompts"]
 
 #: Overridden or called methods of `GRPOTrainer` -> the parameters that they must have.
 CONTRACTS = {

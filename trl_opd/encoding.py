@@ -12,8 +12,9 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from trl_opd.sharding import is_spread
 
 #: Least share of a forward's tokens that encoding shared prompts once must save: it runs the layers a second time.
 WORTHWHILE = 0.1
@@ -77,7 +78,7 @@ def prefix_obstacle(model: nn.Module, training: bool) -> str | None:
     config = model.config.get_text_config()
     if training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         return "gradient checkpointing runs layers without a cache"
-    if isinstance(next(model.parameters()), DTensor) or hasattr(next(model.parameters()), "ds_id"):
+    if is_spread(model):
         return "sharded parameters need the same number of forwards on every process"
     if config._attn_implementation not in ATTENTIONS:
         return f"its attention is {config._attn_implementation}, not one of {', '.join(ATTENTIONS)}"

@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from trl_opd.compat import pad
 from trl_opd.encoding import find_prefixes, prefix_obstacle
 from trl_opd.packing import Row, chunks
 from trl_opd.rollouts import Scores
+from trl_opd.sharding import whole_head
 from trl_opd.teachers import ByDomain, Scorer, causal_lm
 from trl_opd.tiled import Head, sampled_logps_and_entropy
 
@@ -29,6 +32,8 @@ class Reading:
         batch_size (`int`): Rows of one forward.
         share_prompts (`bool`): Whether prompts that rows of a forward have in common are encoded once.
         autocast (`Callable`): Makes the context manager for mixed precision.
+        most (`Callable`): The largest of all processes' numbers where models are spread over them: a process with
+            fewer forwards of its own then joins in the others'.
     """
 
     completion_ids: Tensor
@@ -41,6 +46,7 @@ class Reading:
     batch_size: int
     share_prompts: bool
     autocast: type[AbstractContextManager]
+    most: Callable[[int], int] = lambda count: count
 
     def chunks(self, rows: list[int], scorer: Scorer) -> list[list[int]]:
         """Which rows share a forward: those of like length, or of the same prompt, by what takes fewer tokens."""
@@ -117,9 +123,16 @@ class Oracle:
     def update(self, step: int) -> None:
         """Nothing, likewise."""
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self, keep: bool = True) -> dict[str, Tensor]:
         """Nothing to remember."""
         return {}
+
+    def load(self, path: Path) -> None:
+        """Nothing, likewise."""
+
+    def place(self, accelerator: Accelerator) -> "Oracle":
+        """Itself, as nothing of it is spread over the processes."""
+        return self.to(accelerator.device)
 
     def to(self, device: torch.device) -> "Oracle":
         """Itself: it answers on the device of the reading."""
@@ -161,7 +174,10 @@ def _add(scores: Scores, scorer: Scorer | ByDomain, reading: Reading, keep) -> N
     logps, entropy = (torch.zeros(shape, device=device) for _ in range(2))
     states: list[Tensor | None] = [None] * shape[0]
     for reader, rows in scorer.assign(reading.rows, reading.examples):
-        for chunk in reading.chunks(rows, reader):
+        own = reading.chunks(rows, reader)
+        for _ in range(reading.most(len(own)) - len(own)):
+            _join(reader, reading)
+        for chunk in own:
             found = _read(reader, reading, chunk)
             width = found.logps.shape[1]
             logps[chunk, :width], entropy[chunk, :width] = found.logps, found.entropy
@@ -174,6 +190,14 @@ def _add(scores: Scores, scorer: Scorer | ByDomain, reading: Reading, keep) -> N
     scores.entropy = entropy if scores.entropy is None else scores.entropy
     if keep is not None:
         scores.states.append(states)
+
+
+def _join(scorer: Scorer, reading: Reading) -> None:
+    """Takes part in a forward of other processes, with a token that nobody asked about."""
+    token = torch.full((1, 1), reading.pad_token_id, device=reading.completion_ids.device)
+    with reading.autocast():
+        scorer.read(token, torch.ones_like(token), 1)
+        whole_head(scorer.head)
 
 
 def _read(scorer: Scorer, reading: Reading, rows: list[int]) -> _Chunk:
@@ -192,7 +216,7 @@ def _read(scorer: Scorer, reading: Reading, rows: list[int]) -> _Chunk:
     with reading.autocast():
         ids, mask = torch.cat([prompt, completion], 1), torch.cat([prompt_mask, completion_mask], 1)
         states = scorer.read(ids, mask, width, prefixes)[live]
-        found = sampled_logps_and_entropy(states, scorer.head, completion[live], reading.vocabulary)
+        found = sampled_logps_and_entropy(states, whole_head(scorer.head), completion[live], reading.vocabulary)
         logps[live], entropy[live] = (values.float() for values in found)
     tokens = int(prompt_mask.sum()) if prefixes is None else prefixes.tokens
     return _Chunk(states, logps, entropy, tokens + int(completion_mask.sum()))

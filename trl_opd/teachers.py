@@ -7,10 +7,14 @@ Self teachers are made from the student's own loaded weights, never reloaded fro
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from trl_opd import sharding
 from trl_opd.compat import is_peft_model
 from trl_opd.encoding import Prefixes, completion_hidden
 from trl_opd.errors import UserError
@@ -39,11 +43,14 @@ class Scorer:
 
     @property
     def head(self) -> Head:
-        """The head with the weights that the scorer had when it last read."""
+        """What this process holds of the head, with the weights that the scorer had when it last read."""
         if self._head is None:
+            sharding.release(self.model)
             with self.weights():
-                head = Head.of(causal_lm(self.model), self.temperature).detached()
-            self._head = head.cloned() if self.live else head
+                head = Head.of(causal_lm(self.model), self.temperature)
+                # Weights that are swapped into a spread student are written over its own, which then come back.
+                fleeting = self.live or (self.weights is not nullcontext and sharding.is_spread(self.model))
+                self._head = head.detached().cloned() if fleeting else sharding.held(head)
         return self._head
 
     @property
@@ -53,7 +60,7 @@ class Scorer:
 
     @property
     def hidden_size(self) -> int:
-        return self.head.weight.shape[-1]
+        return sharding.shape(self.head.weight)[-1]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -71,25 +78,34 @@ class Scorer:
     def update(self, step: int) -> None:
         """Called once per rollout batch with the number of optimizer steps taken; most scorers stay as they are."""
 
-    def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold; empty where the scorer can be made again."""
+    def state(self, keep: bool = True) -> dict[str, Tensor]:
+        """What a checkpoint must hold, whole; empty where the scorer can be made again.
+
+        Every process has to call it, and those that do not write the checkpoint need not keep anything.
+        """
         return {}
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Takes up what `state` gave."""
+    def load(self, path: Path) -> None:
+        """Takes up what `state` gave, from a safetensors file, which there is if `state` gave anything."""
 
     @torch.no_grad()
     def read(
         self, input_ids: Tensor, attention_mask: Tensor, completion_length: int, prefixes: Prefixes | None = None
     ) -> Tensor:
         """Hidden states that predict the last `completion_length` tokens, `[B, T, H]`; see `completion_hidden`."""
-        with self.weights(), evaluation_mode(self.model):
+
+        def states() -> Tensor:
             return completion_hidden(causal_lm(self.model), input_ids, attention_mask, completion_length, prefixes)
 
-    def to(self, device: torch.device) -> "Scorer":
-        """Moves a model of its own; the student's is where it is."""
-        if self.weights is nullcontext:
-            self.model.to(device)
+        with self.weights(), evaluation_mode(self.model):
+            hidden = sharding.within(self.model, states)
+            sharding.release(self.model)
+        return hidden
+
+    def place(self, accelerator: Accelerator) -> "Scorer":
+        """Moves a model of its own to this process's device, or spreads it; the student's is where it is."""
+        if self.weights is nullcontext and not self.live:
+            self.model = sharding.placed(self.model, accelerator)
         self._head = None
         return self
 
@@ -99,15 +115,34 @@ class MovingAverage(Scorer):
 
     It starts from the student's own weights, is updated once per rollout batch if the student has moved since, and is
     swapped into the student while it scores, so no second model is held. With LoRA what is averaged are the weights
-    themselves (B A of each layer, not A and B apart), and the average starts from the student's own adapter.
+    themselves (B A of each layer, not A and B apart), and the average starts from the student's own adapter. Of a
+    spread student each process keeps the average of its shards.
+
+    Args:
+        student (`nn.Module`): The student.
+        temperature (`float`): See [`Scorer`].
+        rate (`float`): The student's share in each update.
+        deferred (`bool`): Whether to take the student's weights at the first rollout batch, when it has been spread.
     """
 
-    def __init__(self, student: nn.Module, temperature: float, rate: float):
+    def __init__(self, student: nn.Module, temperature: float, rate: float, deferred: bool = False):
         _check_averageable(student)
         super().__init__(student, temperature, weights=self._averaged)
         self.rate = rate
         self.updated_at = 0
-        self.average = {name: value.clone() for name, value in self._current()}
+        self.average: dict[str, Tensor] = {} if deferred else self._copied()
+        self._saved: Path | None = None
+
+    @torch.no_grad()
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self._current()}
+
+    def begin(self) -> None:
+        if not self.average:
+            sharding.release(self.model)
+            self.average = self._copied()
+        if self._saved is not None:
+            self._restore(self._saved)
 
     def _current(self) -> Iterator[tuple[str, Tensor]]:
         """The student's trainable weights of this moment, or its adapters' products, in float32, one by one."""
@@ -125,6 +160,7 @@ class MovingAverage(Scorer):
             with swapped_in(self.model, self.average):
                 yield
             return
+        sharding.release(self.model)
         merged = {
             f"{name}.base_layer.weight": (layer.base_layer.weight.detach().float() + self.average[name]).to(
                 layer.base_layer.weight.dtype
@@ -139,18 +175,31 @@ class MovingAverage(Scorer):
         if step == self.updated_at:
             return
         self.updated_at, self._head = step, None
+        sharding.release(self.model)
         for name, value in self._current():
             self.average[name].lerp_(value.to(self.average[name].device), self.rate)
 
-    def state(self) -> dict[str, Tensor]:
-        return {**self.average, UPDATED_AT: torch.tensor(self.updated_at)}
+    def state(self, keep: bool = True) -> dict[str, Tensor]:
+        state = {}
+        for name, value in self.average.items():
+            full = sharding.whole(value)
+            if keep:
+                state[name] = full.cpu()
+        return state | {UPDATED_AT: torch.tensor(self.updated_at)} if keep else {}
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        self.updated_at, self._head = int(state.pop(UPDATED_AT)), None
-        self.average = {name: value.to(self.average[name].device) for name, value in state.items()}
+    def load(self, path: Path) -> None:
+        self._saved = path
 
-    def to(self, device: torch.device) -> "MovingAverage":
-        self.average, self._head = {name: value.to(device) for name, value in self.average.items()}, None
+    def _restore(self, path: Path) -> None:
+        with safe_open(path, framework="pt") as saved:
+            for name, value in self.average.items():
+                value.copy_(sharding.spread_like(saved.get_tensor(name), value))
+            self.updated_at, self._head = int(saved.get_tensor(UPDATED_AT)), None
+        self._saved = None
+
+    def place(self, accelerator: Accelerator) -> "MovingAverage":
+        self.average = {name: value.to(accelerator.device) for name, value in self.average.items()}
+        self._head = None
         return self
 
 
@@ -185,19 +234,25 @@ class ByDomain:
     def update(self, step: int) -> None:
         """Nothing: external teachers stay as they are."""
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self, keep: bool = True) -> dict[str, Tensor]:
+        """Nothing, likewise."""
         return {}
 
-    def to(self, device: torch.device) -> "ByDomain":
+    def load(self, path: Path) -> None:
+        """Nothing, likewise."""
+
+    def place(self, accelerator: Accelerator) -> "ByDomain":
         for teacher in self.teachers.values():
-            teacher.to(device)
+            teacher.place(accelerator)
         return self
 
 
-def self_teachers(student: nn.Module, temperature: float, weights: str, rate: float | None) -> list[Scorer]:
-    """The scorers of a self teacher: one, or start and live student for a trust region."""
+def self_teachers(
+    student: nn.Module, temperature: float, weights: str, rate: float | None, deferred: bool = False
+) -> list[Scorer]:
+    """The scorers of a self teacher: one, or start and live student for a trust region; see [`MovingAverage`]."""
     if weights == "ema":
-        return [MovingAverage(student, temperature, rate)]
+        return [MovingAverage(student, temperature, rate, deferred)]
     live = Scorer(student, temperature, live=True)
     if weights == "live":
         return [live]
@@ -264,6 +319,10 @@ def adapter_is_identity(student: nn.Module) -> bool:
 @contextmanager
 def swapped_in(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
     """Inside, the named parameters hold other values; outside, their own again. No requires_grad flag is touched."""
+    if sharding.is_spread(model):
+        with _written_over(model, tensors):
+            yield
+        return
     parameters = {name: p for name, p in model.named_parameters() if name in tensors}
     own = {name: p.data for name, p in parameters.items()}
     try:
@@ -273,6 +332,23 @@ def swapped_in(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
     finally:
         for name, p in parameters.items():
             p.data = own[name]
+
+
+@contextmanager
+@torch.no_grad()
+def _written_over(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """`swapped_in` for a spread model: FSDP gathers from the memory of its shards, which therefore stays in place."""
+    sharding.release(model)
+    parameters = {name: p for name, p in model.named_parameters() if name in tensors}
+    own = {name: p.to_local().clone() for name, p in parameters.items()}
+    try:
+        for name, p in parameters.items():
+            p.copy_(sharding.spread_like(tensors[name], p))
+        yield
+    finally:
+        sharding.release(model)
+        for name, p in parameters.items():
+            p.to_local().copy_(own[name])
 
 
 @contextmanager

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 from trl import GRPOTrainer as _GRPOTrainer
 from trl.trainer.utils import create_model_from_path
 
-from trl_opd import checks, offsite
+from trl_opd import checks, offsite, sharding
 from trl_opd.aggregation import COMPOSITION_DEPENDENT, Window, count, token_weights
 from trl_opd.batches import Batch, compact, loss_mask, pack, prompt_ids, signal_tensors, trimmed
 from trl_opd.compat import is_peft_model, redirect_forward, tokenize_prompts
@@ -137,11 +137,8 @@ class OnPolicyTrainer(_GRPOTrainer):
     def _check_model(self) -> None:
         if self._is_vlm:
             raise UserError("trl_opd trains text models only; this one takes images.")
-        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
-        if self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
-            raise UserError(
-                "Sharded parameters (FSDP, ZeRO-3) are not supported yet; use DDP or ZeRO-2, see docs/distributed.md."
-            )
+        if sharding.fsdp_version(self.accelerator) == 1:
+            raise UserError("FSDP1 is not supported; set fsdp_version: 2, see trainers/accelerate_configs/fsdp2.yaml.")
         if self.aux_loss_enabled:
             raise UserError(
                 "The router's auxiliary loss of this mixture-of-experts model is not supported; set "
@@ -169,13 +166,14 @@ class OnPolicyTrainer(_GRPOTrainer):
             scorers = [oracle]
         elif self.objective.teacher == "self":
             weights, rate = self.args.teacher_weights, self.args.teacher_update_rate
-            scorers = self_teachers(self.model, self.temperature, weights, rate)
+            deferred = sharding.spreads_parameters(self.accelerator)
+            scorers = self_teachers(self.model, self.temperature, weights, rate, deferred)
         else:
             scorers = [self._external_teacher(teacher_model)]
         if self.objective.uses_reference:
             named = self.args.reference_model_name_or_path if reference_model is None else reference_model
             scorers.append(frozen_self(self.model, self.temperature) if named is None else self._external(named))
-        return [scorer.to(self.accelerator.device) for scorer in scorers]
+        return [scorer.place(self.accelerator) for scorer in scorers]
 
     def _make_teacher_prompts(self) -> TeacherPrompts:
         template, kwargs = self.chat_template, self.args.teacher_chat_template_kwargs
@@ -200,7 +198,7 @@ class OnPolicyTrainer(_GRPOTrainer):
     def _prove(self, oracle: Oracle) -> None:
         """Compares a cached or served teacher with the rows, the tokenizer and a copy of it, before the first step."""
         named = None if self.replays else self.args.teacher_model_name_or_path
-        local = None if named is None else self._external(named).to(self.accelerator.device).model
+        local = None if named is None else self._external(named).model.to(self.accelerator.device)
         line = offsite.prove(
             oracle, self._tokenizer, self.train_dataset, self._ids_for_teacher, self._vocabulary, local
         )
@@ -214,7 +212,7 @@ class OnPolicyTrainer(_GRPOTrainer):
     @property
     def _vocabulary(self) -> int:
         """Rows of the student's head."""
-        return causal_lm(self.model).get_output_embeddings().weight.shape[0]
+        return sharding.shape(causal_lm(self.model).get_output_embeddings().weight)[0]
 
     def _tokenizer_of(self, name: str):
         settings = self.args.teacher_model_init_kwargs or {}
@@ -380,7 +378,12 @@ class OnPolicyTrainer(_GRPOTrainer):
             batch_size=self.args.per_device_train_batch_size,
             share_prompts=self.args.shared_prefix,
             autocast=self.accelerator.autocast,
+            most=self._most if sharding.spreads_parameters(self.accelerator) else int,
         )
+
+    def _most(self, count: int) -> int:
+        counts = self.accelerator.gather(torch.tensor([count], device=self.accelerator.device))
+        return int(counts.max())
 
     def _score(self, batch: Batch, rollouts: Rollouts, teacher_ids: list, signals: Signals) -> Scores:
         """Lets every scorer read the rows that carry divergence weight, and no others."""
@@ -461,19 +464,32 @@ class OnPolicyTrainer(_GRPOTrainer):
         module = self.accelerator.unwrap_model(model)
         # Outside the wrapped forward: a self teacher may swap weights of the same module.
         scorer_hidden = self._scorer_hidden(inputs)
-        forward = self._loss_in_forward
-        loss, facts, distilled = redirect_forward(model, module, forward, module, inputs, scorer_hidden)
+        facts: dict[str, Tensor] = {}
+        # Nothing but the loss goes through the wrapper: mixed precision under FSDP rounds inputs and outputs.
+        loss = redirect_forward(model, module, lambda: self._loss_in_forward(module, inputs, scorer_hidden, facts))
+        exact, distilled = facts.pop("loss"), facts.pop("distilled")
         self._log_facts(facts, distilled)
-        return loss
+        return loss + (exact - loss).detach()
 
-    def _loss_in_forward(self, module: nn.Module, inputs: Batch, scorer_hidden: list[Tensor]):
-        """The micro-batch's share of the step's loss; runs inside the wrapped model's forward."""
+    def _loss_in_forward(
+        self, module: nn.Module, inputs: Batch, scorer_hidden: list[Tensor], facts: dict[str, Tensor]
+    ) -> Tensor:
+        """The micro-batch's share of the step's loss; runs inside the wrapped model's forward and fills `facts`."""
         student = causal_lm(module)
         mask = loss_mask(inputs).bool()
         weights = token_weights(inputs["counted"], self.aggregation, self._window(inputs))
         prompt, width, prefixes = (inputs["prompt_ids"], inputs["prompt_mask"]), mask.shape[1], None
         if self.args.shared_prefix:
             prefixes = find_prefixes(student, *prompt, width, training=module.training)
+
+        def in_head(hidden_NH: Tensor) -> Tensor:
+            tokens = compact(inputs, mask, weights, scorer_hidden)
+            scorer_heads = [sharding.whole_head(head) for head in self._scorer_heads[self._mode]]
+            head = Head.of(student, self.temperature)
+            loss, found = token_loss(hidden_NH, head, tokens, self.objective, self.policy, scorer_heads)
+            facts.update(found, loss=loss.detach(), distilled=tokens.kl != 0)
+            return loss
+
         with self.accelerator.autocast():
             hidden = completion_hidden(
                 student,
@@ -482,16 +498,7 @@ class OnPolicyTrainer(_GRPOTrainer):
                 width,
                 prefixes,
             )
-            tokens = compact(inputs, mask, weights, scorer_hidden)
-            loss, facts = token_loss(
-                hidden[mask],
-                Head.of(student, self.temperature),
-                tokens,
-                self.objective,
-                self.policy,
-                self._scorer_heads[self._mode],
-            )
-        return loss, facts, tokens.kl != 0
+            return sharding.within(student.get_output_embeddings(), in_head, hidden[mask])
 
     def _window(self, inputs: Batch) -> Window:
         return Window(
@@ -532,18 +539,19 @@ class OnPolicyTrainer(_GRPOTrainer):
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
+        output_dir = Path(self._get_output_dir(trial=trial))
+        self._save_pipeline(output_dir / f"checkpoint-{self.state.global_step}")
         if self.args.should_save:
-            output_dir = Path(self._get_output_dir(trial=trial))
-            self._save_pipeline(output_dir / f"checkpoint-{self.state.global_step}")
             rotate(output_dir, limit, keep=self.state.best_model_checkpoint)
 
     def _save_pipeline(self, folder: Path) -> None:
         """The scorers' state, and last our own: a checkpoint without it was cut short and is not resumed from."""
         self.pipeline_state.seconds = self.spent()["seconds"]
         for index, scorer in enumerate(self.scorers):
-            if state := scorer.state():
+            if state := scorer.state(keep=self.args.should_save):
                 save_file(state, folder / TEACHER_FILE.format(index))
-        self.pipeline_state.save(folder)
+        if self.args.should_save:
+            self.pipeline_state.save(folder)
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         if resume_from_checkpoint:
@@ -551,8 +559,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             resume_from_checkpoint = str(folder)
             self.pipeline_state = PipelineState.load(folder, self.method)
             for index, scorer in enumerate(self.scorers):
-                if scorer.state():
-                    scorer.load(load_file(folder / TEACHER_FILE.format(index)))
+                scorer.load(folder / TEACHER_FILE.format(index))
         self._started, self._seconds_before = time.monotonic(), self.pipeline_state.seconds
         return super().train(resume_from_checkpoint, *args, **kwargs)
 

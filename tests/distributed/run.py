@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from safetensors.torch import save_file
 
 import trl_opd
 from tests.conftest import digit_reward, make_model, settings
+from trl_opd import sharding
 from trl_opd.methods import METHODS
 from trl_opd.testbed.tasks import REFERENCE_TEMPLATE, rows
 from trl_opd.testbed.tokenizer import build_tokenizer
@@ -106,12 +108,27 @@ def logged(trainer: OnPolicyTrainer) -> list[dict[str, float]]:
     return [{key: row[key] for key in row if key in keys or key.startswith(kinds)} for row in history]
 
 
+#: Flags of a case that stand for options.
+FLAGS = {
+    "live": {"teacher_weights": "live"},
+    "trust": {"teacher_weights": "trust-region", "teacher_update_rate": 0.3},
+    "ema": {"teacher_weights": "ema", "teacher_update_rate": 0.3},
+    "topk": {"estimator": "topk", "support_size": 10},
+}
+
+
+def folder_of(case: str, output_dir: Path | str, processes: int) -> Path:
+    """Where a case's run lies."""
+    return Path(output_dir) / str(processes) / case.replace("/", "-")
+
+
 def train(case: str, output_dir: Path | str, processes: int) -> list[dict[str, float]]:
-    """Trains three steps and returns what was logged.
+    """Trains three steps and returns what was logged; the parameters of the end go into `parameters.safetensors`.
 
     Args:
         case (`str`): "method", then "+lora" if the student is adapted, "+half" if the teacher has nothing to read in
-            the second half of the rows, and "/3" for three gradient-accumulation steps (with several processes only).
+            the second half of the rows, others of `FLAGS`, and "/3" for three gradient-accumulation steps (with several
+            processes only).
     """
     name, _, steps = case.partition("/")
     method, *flags = name.split("+")
@@ -124,18 +141,31 @@ def train(case: str, output_dir: Path | str, processes: int) -> list[dict[str, f
             row["hopeless"] = index % 3 > 0
     trainer = make_trainer(
         method,
-        Path(output_dir) / str(processes) / case.replace("/", "-"),
+        folder_of(case, output_dir, processes),
         lora="lora" in flags,
         train_dataset=Dataset.from_list(data),
         per_device_train_batch_size=GLOBAL_BATCH // processes // accumulation,
         gradient_accumulation_steps=accumulation,
+        **{name: value for flag in flags for name, value in FLAGS.get(flag, {}).items()},
     )
     assert trainer.accelerator.num_processes == processes
     trainer.train()
+    assert sharding.is_spread(trainer.model) == sharding.spreads_parameters(trainer.accelerator)
+    keep_parameters(trainer)
     return logged(trainer)
+
+
+def keep_parameters(trainer: OnPolicyTrainer) -> None:
+    """Writes the trained parameters, whole, into the output folder."""
+    trained = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
+    sharding.release(trainer.model)
+    whole = {name: sharding.whole(p).cpu().contiguous() for name, p in trained.items() if p.requires_grad}
+    if trainer.accelerator.is_main_process:
+        save_file(whole, Path(trainer.args.output_dir) / "parameters.safetensors")
 
 
 if __name__ == "__main__":
     results = {case: train(case, sys.argv[1], int(sys.argv[2])) for case in sys.argv[3:]}
     if PartialState().is_main_process:
         print("RESULT " + json.dumps(results), flush=True)
+    PartialState().destroy_process_group()

@@ -179,6 +179,7 @@ def _run(name: str, folder, data_args, config, model_args) -> None:
     steps = trainer.state.global_step
     folder.write(status="finished", steps=steps, peak_memory_bytes=peak_memory_bytes(), **trainer.spent())
     trainer.accelerator.print(f"finished: model in {folder.path / 'model'}", flush=True)
+    trainer.accelerator.end_training()  # processes that leave a group open may crash at their end
 
 
 def resolve_model(name: str) -> str:
