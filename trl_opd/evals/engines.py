@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeVar
 
 from trl_opd.errors import UserError
@@ -115,25 +115,103 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How a model is loaded and run.
+    """How a model is run. Each engine has options of its own; `make_engine` refuses one that its engine would ignore.
 
     Attributes:
         adapter (`str`, *optional*): Folder of a PEFT adapter.
         dtype (`str`, *optional*): "float32" or "bfloat16"; by default float32 on a CPU and bfloat16 on a GPU.
-        batch_size (`int`): Completions drawn at a time.
+        batch_size (`int`, *optional*): Completions drawn at a time, by each vLLM engine or by the server; by default
+            what the engine is good at.
         chat_template_kwargs (`dict`): Variables for the chat template, such as `enable_thinking`.
+        data_parallel (`int`, *optional*): vLLM engines, each with GPUs of its own; by default as many as there is
+            room for.
+        tensor_parallel (`int`): GPUs over which each vLLM engine spreads the model.
+        gpu_memory_utilization (`float`, *optional*): Share of a GPU's memory that a vLLM engine takes; by default
+            vLLM's own.
+        base_url (`str`, *optional*): Address of an OpenAI-compatible server, such as http://localhost:8000/v1.
+        api_key_env (`str`, *optional*): Environment variable that holds the server's API key.
+        request_timeout (`float`): Seconds after which a completion that the server has not sent is asked for again.
     """
 
     adapter: str | None = None
     dtype: str | None = None
-    batch_size: int = 16
+    batch_size: int | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    data_parallel: int | None = None
+    tensor_parallel: int = 1
+    gpu_memory_utilization: float | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
+    request_timeout: float = 1800.0
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UserError(f"dtype {self.dtype!r} is unknown: choose one of {', '.join(DTYPES)}.")
-        if self.batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, not {self.batch_size}.")
+        for name in ("batch_size", "data_parallel", "tensor_parallel"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization <= 1:
+            raise UserError(f"gpu_memory_utilization must be above 0 and at most 1, not {self.gpu_memory_utilization}.")
+        if not self.request_timeout > 0:
+            raise UserError(f"request_timeout must be above 0 seconds, not {self.request_timeout}.")
+
+
+#: Engine -> the options that act on it.
+ENGINES = {
+    "transformers": ("adapter", "dtype", "batch_size", "chat_template_kwargs"),
+    "vllm": (
+        "adapter",
+        "dtype",
+        "batch_size",
+        "chat_template_kwargs",
+        "data_parallel",
+        "tensor_parallel",
+        "gpu_memory_utilization",
+    ),
+    "server": ("batch_size", "chat_template_kwargs", "base_url", "api_key_env", "request_timeout"),
+}
+
+
+#: Completions drawn at a time where nothing else is asked for.
+BATCH_SIZES = {"transformers": 16, "vllm": 256, "vllm on a CPU": 32, "server": 32}
+
+
+def make_engine(name: str, model: str, options: EngineOptions | None = None) -> Engine:
+    """An engine by its name; no weights are loaded yet.
+
+    Args:
+        name (`str`): One of `ENGINES`.
+        model (`str`): A folder, a model id on the Hub or a testbed model; for `server`, the name it serves.
+        options (`EngineOptions`, *optional*): How to run the model.
+
+    Raises:
+        UserError: There is no such engine, an option would be ignored, the model does not exist, vLLM is not
+            installed, or the server does not answer.
+    """
+    options = options or EngineOptions()
+    if name not in ENGINES:
+        raise UserError(f"There is no engine {name!r}: choose one of {', '.join(ENGINES)}.")
+    defaults = EngineOptions()
+    for option in fields(EngineOptions):
+        value = getattr(options, option.name)
+        if value != getattr(defaults, option.name) and option.name not in ENGINES[name]:
+            raise UserError(f"{option.name}={value!r} does not act on the {name} engine and would be ignored: drop it.")
+    return _engine_class(name)(model, options)
+
+
+def _engine_class(name: str) -> Callable[[str, EngineOptions], Engine]:
+    """What each engine needs is slow to import or not installed everywhere."""
+    if name == "server":
+        from trl_opd.evals.server_engine import ServerEngine
+
+        return ServerEngine
+    if name == "vllm":
+        from trl_opd.evals.vllm_engine import VLLMEngine
+
+        return VLLMEngine
+    from trl_opd.evals.transformers_engine import TransformersEngine
+
+    return TransformersEngine
 
 
 def request_seed(run_seed: int, problem_id: str, index: int) -> int:

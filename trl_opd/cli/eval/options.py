@@ -3,11 +3,9 @@
 import argparse
 import json
 import re
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
-
-from trl_opd.evals.engines import EngineOptions
 
 
 def given(arguments: argparse.Namespace, record: type) -> dict[str, Any]:
@@ -54,13 +52,6 @@ def window(text: str) -> tuple[str | None, str | None]:
     if not colon or not all(re.fullmatch(r"([0-9]{4}-[0-9]{2}(-[0-9]{2})?)?", part) for part in (start, end)):
         raise argparse.ArgumentTypeError(f"{text!r} is not two months with a colon between, as in 2025-02:2025-05")
     return start or None, end or None
-
-
-def engine_default(name: str) -> Any:
-    """The default of an engine option."""
-    default = next(field.default for field in fields(EngineOptions) if field.name == name)
-    assert default is not MISSING, f"{name} has no default"
-    return default
 
 
 def json_object(text: str) -> dict[str, Any]:

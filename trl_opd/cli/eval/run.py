@@ -9,10 +9,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from trl_opd.cli.eval.options import add_data_options, add_option, engine_default, given, json_object
+from trl_opd.cli.eval.engine_options import add_engine_options
+from trl_opd.cli.eval.options import add_data_options, add_option, given
 from trl_opd.cli.eval.tables import summary_table
 from trl_opd.errors import UserError
-from trl_opd.evals.engines import DTYPES, EngineOptions, Sampling
+from trl_opd.evals.engines import EngineOptions, Sampling, make_engine
 from trl_opd.evals.rows import load_rows
 from trl_opd.evals.runner import checked_workers, evaluate
 from trl_opd.evals.suites import load_suite
@@ -33,6 +34,8 @@ examples:
   trl-opd eval --model testbed/base --benchmark arithmetic
   trl-opd eval --model Qwen/Qwen3-1.7B --benchmark gsm8k --n 4 --temperature 0.6 --output_dir runs/qwen3
   trl-opd eval --model runs/sdpo/final --suite my_suite.yaml --data_dir data --limit 20
+  trl-opd eval --model Qwen/Qwen3-8B --engine vllm --benchmark gsm8k
+  trl-opd eval --model Qwen/Qwen3-8B --engine server --base-url http://localhost:8000/v1 --benchmark gsm8k
 """
 
 
@@ -45,7 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_argument_group("what to run")
-    what.add_argument("--model", required=True, help="folder, testbed/base, testbed/teacher, or a model id on the Hub")
+    what.add_argument(
+        "--model",
+        required=True,
+        help="folder, testbed/base, testbed/teacher, or a model id on the Hub; with --engine server, its name there",
+    )
     what.add_argument("--adapter", metavar="PATH", help="folder of a PEFT adapter on that model")
     what.add_argument("--benchmark", nargs="+", metavar="NAME", default=[], help="benchmarks, see `trl-opd eval list`")
     what.add_argument("--suite", metavar="NAME", help="a suite: name or path of a YAML file that lists benchmarks")
@@ -61,18 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--seed", type=int, default=0, help="seed of the run (default: %(default)s)")
 
-    engine = parser.add_argument_group("how to run")
-    add_option(
-        engine,
-        "--batch-size",
-        type=int,
-        metavar="B",
-        help=f"completions drawn at a time (default: {engine_default('batch_size')})",
-    )
-    engine.add_argument("--dtype", choices=DTYPES, help="precision (default: float32 on a CPU, bfloat16 on a GPU)")
-    add_option(
-        engine, "--chat-template-kwargs", type=json_object, metavar="JSON", help="e.g. '{\"enable_thinking\": false}'"
-    )
+    engine = add_engine_options(parser)
     engine.add_argument(
         "--workers", type=int, metavar="W", help="completions scored at the same time (default: the number of cores)"
     )
@@ -119,10 +115,8 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> None:
     # Slow to import, and not needed where the command has a mistake.
     from transformers.utils import logging as transformers_logging
 
-    from trl_opd.evals.transformers_engine import TransformersEngine
-
     transformers_logging.disable_progress_bar()
-    engine = TransformersEngine(arguments.model, options)
+    engine = make_engine(arguments.engine, arguments.model, options)
     folder = arguments.output_dir or _default_folder(arguments)
     summaries = [
         evaluate(

@@ -1,0 +1,72 @@
+"""One vLLM engine in a process of its own: `python -m trl_opd.evals.vllm_worker SETTINGS`.
+
+It reads requests as JSON lines from its standard input and writes answers as JSON lines to its standard output; what
+vLLM prints goes to the error stream. It ends when its input ends, whatever it is doing: its owner has gone.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+from typing import Any, TextIO
+
+
+def main() -> None:
+    """Serve requests until the input ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # vLLM and what it starts print to what they think is the standard output
+    try:
+        _serve(json.loads(sys.argv[1]), answers)
+    except Exception as error:
+        _send(answers, error=f"{type(error).__name__}: {error}")
+        raise
+
+
+def _serve(settings: dict[str, Any], answers: TextIO) -> None:
+    requests: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=_read, args=(requests,), daemon=True).start()
+    engine, adapter = _load(settings)
+    _send(answers, ready=True)
+    while True:
+        wait = not engine.has_unfinished_requests()
+        while wait or not requests.empty():
+            _add(engine, requests.get(), adapter)
+            wait = False
+        for output in engine.step():
+            if output.finished:
+                _send(answers, id=output.request_id, tokens=list(output.outputs[0].token_ids))
+
+
+def _load(settings: dict[str, Any]) -> tuple[Any, Any]:
+    from vllm import LLM
+    from vllm.lora.request import LoRARequest
+
+    adapter = settings.pop("adapter")
+    request = None if adapter is None else LoRARequest("adapter", 1, adapter)
+    return LLM(**settings).llm_engine, request
+
+
+def _add(engine: Any, request: dict[str, Any], adapter: Any) -> None:
+    from vllm import SamplingParams
+
+    engine.add_request(
+        request["id"],
+        {"prompt_token_ids": request["ids"]},
+        SamplingParams(**request["sampling"], detokenize=False),
+        lora_request=adapter,
+    )
+
+
+def _read(requests: "queue.Queue[dict[str, Any]]") -> None:
+    for line in sys.stdin:
+        requests.put(json.loads(line))
+    os._exit(0)
+
+
+def _send(answers: TextIO, **message: Any) -> None:
+    answers.write(json.dumps(message) + "\n")
+
+
+if __name__ == "__main__":
+    main()
