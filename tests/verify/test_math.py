@@ -11,9 +11,8 @@ import pytest
 
 from trl_opd.errors import UserError
 from trl_opd.verify import MathVerifier, Verdict, scorer_version
+from trl_opd.verify.normalise import normalise
 from trl_opd.verify.worker import compare
-
-DATA = Path(__file__).parents[3] / "shared" / "data"
 
 MATH_SETS = [
     "gsm8k_test",
@@ -27,58 +26,7 @@ MATH_SETS = [
     "hmmt2025_nov",
 ]
 
-PAIRS = [
-    ("5", "5", "correct"),
-    (" 5 ", "5", "correct"),
-    ("05", "5", "correct"),
-    ("+5", "5", "correct"),
-    ("-5", "5", "wrong"),
-    ("100", "10", "wrong"),
-    ("5.0", "5", "correct"),
-    ("1,000", "1000", "correct"),
-    (r"\$18", "18", "correct"),
-    (r"12\text{ cm}", "12", "correct"),
-    (r"336^\circ", "336", "correct"),
-    (r"50\%", "0.5", "correct"),
-    ("x=5", "5", "correct"),
-    ("y=2x+1", "2x+1", "correct"),
-    ("7, 5", "5", "wrong"),
-    ("5 or 7", "7", "wrong"),
-    (r"\text{Tuesday at 5}", "5", "wrong"),
-    ("five", "5", "wrong"),
-    ("0.5", r"\frac{1}{2}", "correct"),
-    (r"\frac12", r"\frac{1}{2}", "correct"),
-    (r"\dfrac{3}{4}", r"\tfrac{3}{4}", "correct"),
-    (r"3\frac{1}{2}", "3.5", "correct"),
-    ("1/3", "0.333", "wrong"),
-    ("1/3", "0.333333", "correct"),
-    (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}", "correct"),
-    (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{2}}", "wrong"),
-    ("1.414214", r"\sqrt{2}", "correct"),
-    ("1.41", r"\sqrt{2}", "wrong"),
-    (r"\sqrt[3]{8}", "2", "correct"),
-    (r"\pi", "3.14159", "wrong"),
-    ("2^{10}", "1024", "correct"),
-    ("10^{-3}", "0.001", "correct"),
-    (r"1.5\times 10^{3}", "1500", "correct"),
-    (r"\binom{5}{2}", "10", "correct"),
-    ("5!", "120", "correct"),
-    ("x+1", "1+x", "correct"),
-    ("(x+1)^2", "x^2+2x+1", "correct"),
-    ("2x", "2y", "wrong"),
-    ("(1,2)", "(1, 2)", "correct"),
-    ("(2,1)", "(1,2)", "wrong"),
-    (r"\{1,2\}", r"\{2,1\}", "correct"),
-    ("[1,2)", "[1,2]", "wrong"),
-    (r"x \in (1,2)", "(1,2)", "correct"),
-    (r"(-\infty, 3)", "x<3", "correct"),
-    (r"\infty", r"-\infty", "wrong"),
-    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "correct"),
-    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 2 \\ 1 \end{pmatrix}", "wrong"),
-    (r"\text{A}", "A", "correct"),
-    ("A", "B", "wrong"),
-]
-
+ENDLESS = r"\sum_{n=1}^{10^{12}} \frac{\sin n}{n}"
 HOSTILE = [
     "9^{9^{9}}",
     "9^{9^{9^9}}",
@@ -87,7 +35,7 @@ HOSTILE = [
     "x" * 100_000,
     "1" * 100_000,
     r"\frac{" * 300 + "1" + "}{2}" * 300,
-    r"\sum_{n=1}^{10^{12}} \frac{\sin n}{n}",
+    ENDLESS,
     "(((1000!)!)!)!",
     "\x00\ud800\u202e",
 ]
@@ -104,14 +52,18 @@ def boxed(answer: str) -> str:
     return rf"\boxed{{{answer}}}"
 
 
-@pytest.mark.parametrize(("answer", "reference", "reason"), PAIRS)
-def test_verdicts(verifier, answer, reference, reason):
-    assert verifier.verify(boxed(answer), reference) == Verdict(reason == "correct", answer.strip(), reason)
-
-
 def test_no_answer(verifier):
-    assert verifier.verify("I do not know 5", "5") == Verdict(False, None, "no answer")
-    assert verifier.verify(boxed(" "), "5") == Verdict(False, None, "no answer")
+    for completion in ("I do not know 5", boxed(" ")):
+        verdict = verifier.verify(completion, "5")
+        assert verdict == Verdict(False, None, "no answer", "No final answer in \\boxed{} was found.")
+
+
+def test_feedback_shows_the_attempt_and_never_the_reference(verifier):
+    assert verifier.verify(boxed("41"), "42").feedback == "The final answer 41 is not correct."
+    assert verifier.verify(boxed("42"), "42").feedback is None
+    assert verifier.verify(boxed("4" * 300), "42").feedback == "The final answer is not correct."
+    assert verifier.verify(boxed("x" * 3000), "42").feedback == "The final answer could not be read."
+    assert "42" not in verifier.verify("none", "42", "last-number").feedback
 
 
 def test_last_number_extraction(verifier):
@@ -120,8 +72,8 @@ def test_last_number_extraction(verifier):
 
 
 def test_misuse_is_refused(verifier):
-    with pytest.raises(UserError, match="choose one of boxed, last-number"):
-        verifier.verify("5", "5", "first")
+    with pytest.raises(UserError, match="finds no mathematics: choose one of boxed, last-number"):
+        verifier.verify("5", "5", "letter")
     with pytest.raises(UserError, match="empty"):
         verifier.verify(boxed("5"), " ")
     with pytest.raises(UserError, match="workers >= 1"):
@@ -129,9 +81,9 @@ def test_misuse_is_refused(verifier):
 
 
 def test_verdicts_do_not_depend_on_order_or_workers(verifier):
-    pairs = [(boxed(answer), reference) for answer, reference, _ in PAIRS]
+    pairs = [(boxed(f"\\frac{{{i}}}{{4}}"), f"{i // 4}.25") for i in range(40)] + [(boxed("x"), "y"), ("none", "1")]
     forward = verifier.verify_all(pairs)
-    assert [verdict.reason for verdict in forward] == [reason for *_, reason in PAIRS]
+    assert {verdict.reason for verdict in forward} == {"correct", "wrong", "no answer"}
     assert verifier.verify_all(pairs[::-1])[::-1] == forward
     two = MathVerifier(workers=2)
     assert two.verify_all(pairs) == forward
@@ -162,16 +114,14 @@ def test_hostile_answers_end_in_a_verdict_in_time(hasty, answer):
 
 
 def test_the_verifier_works_on_after_a_timeout(hasty):
-    assert hasty.verify(boxed("9^{9^{9}}"), "5").reason == "timeout"
+    assert hasty.verify(boxed(ENDLESS), "5").reason == "timeout"
     assert hasty.verify(boxed("2^2"), "4").correct
 
 
 def test_timeout_from_another_thread():
     verifier = MathVerifier(timeout=0.5)
     verdicts = []
-    threads = [
-        threading.Thread(target=lambda: verdicts.append(verifier.verify(boxed("9^{9^{9}}"), "5"))) for _ in range(2)
-    ]
+    threads = [threading.Thread(target=lambda: verdicts.append(verifier.verify(boxed(ENDLESS), "5"))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -209,7 +159,7 @@ def test_a_fork_uses_workers_of_its_own():
     verifier.close()
 
 
-@pytest.mark.parametrize("answer", ["2^2", "9^{9^{9}}"], ids=["idle", "in the middle of a comparison"])
+@pytest.mark.parametrize("answer", ["2^2", ENDLESS], ids=["idle", "in the middle of a comparison"])
 def test_a_worker_dies_with_its_parent(answer):
     script = (
         "import sys, threading, time\n"
@@ -246,15 +196,39 @@ def test_scorer_version_names_the_libraries():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.is_dir(), reason="needs the benchmark data beside the checkout")
 @pytest.mark.parametrize("name", MATH_SETS)
-def test_reference_answers_equal_themselves(verifier, name):
-    lines = (DATA / f"{name}.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
-    rows = [json.loads(line) for line in lines]
-    assert [row["id"] for row in rows if compare(row["answer"], row["answer"]) != "correct"] == []
-    assert all(
-        verdict.correct for verdict in verifier.verify_all([(boxed(row["answer"]), row["answer"]) for row in rows])
-    )
+def test_reference_answers_equal_themselves(shared, verifier, name):
+    """Through the worker too: equal strings alone would need none."""
+    lines = (shared / "data" / f"{name}.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    answers = {row["id"]: row["answer"] for row in map(json.loads, lines)}
+    normal = {row: normalise(answer) for row, answer in answers.items()}
+    assert [row for row, answer in normal.items() if compare(answer, answer) != "correct"] == []
+    assert all(verdict.correct for verdict in verifier.verify_all([(boxed(a), a) for a in answers.values()]))
+
+
+def test_a_busy_machine_gives_the_same_verdict():
+    """The time is the processor's: two loops that never end share the core, and the comparison takes twice as long."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * (os.cpu_count() or 1))]
+    verifier = MathVerifier(timeout=1)
+    try:
+        assert verifier.verify(boxed(r"\frac{\sqrt{6}+\sqrt{2}}{2}"), r"\sqrt{2+\sqrt{3}}").correct
+    finally:
+        verifier.close()
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def test_the_time_is_that_of_the_processor():
+    verifier = MathVerifier(timeout=0.5)
+    assert verifier.verify(boxed("2^2"), "4").correct
+    (process,) = processes(verifier)
+    before = time.perf_counter()
+    threading.Timer(0.1, process.send_signal, [signal.SIGSTOP]).start()
+    threading.Timer(1.5, process.send_signal, [signal.SIGCONT]).start()
+    assert verifier.verify(boxed(ENDLESS), "5").reason == "timeout"
+    assert time.perf_counter() - before > 1.5  # the pause of 1.4 s was not counted
+    verifier.close()
 
 
 def processes(verifier: MathVerifier) -> list[subprocess.Popen]:

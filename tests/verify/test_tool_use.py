@@ -85,7 +85,7 @@ def test_a_reference_of_another_form_is_refused(answer):
 @pytest.mark.parametrize(
     "completion",
     [
-        "Action Input: {" * 20_000,
+        "Action Input: {" * 5_000,
         'Action Input: {"a":' + '{"a":' * 50_000,
         "Action: " * 50_000,
         'Action Input: {"a": ' + "9" * 9999,

@@ -2,7 +2,8 @@
 
 math-verify's own time-out is a signal, which works in the main thread alone and not inside a long C call. Here the
 comparison runs in a process of its own, which is killed and replaced when the time is up: it works from any thread and
-always ends. Equal strings and plain integers need no process at all.
+always ends. The time is that of the processor, so a busy machine gives the same verdicts. Equal strings and plain
+integers need no process at all. Verdicts are symmetric: answer and reference may change places.
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import queue
 import re
 import select
+import signal
 import subprocess
 import sys
 import weakref
@@ -22,13 +24,20 @@ from pathlib import Path
 from trl_opd.errors import UserError
 from trl_opd.verify.base import Verdict
 from trl_opd.verify.extraction import EXTRACTIONS
+from trl_opd.verify.normalise import letters_kept, normalise, set_against_tuple
 
 ANSWER_CHARACTERS = 2000
 """A longer answer is not compared: it could only run into the time-out, which would depend on the machine."""
 
 _START_SECONDS = 60
+_WALL_FACTOR = 10  # a process that gets a tenth of a core still has its processor time
+_SHOWN_CHARACTERS = 200  # in feedback, which a teacher has to read
+_NOTHING_FOUND = {
+    "boxed": "No final answer in \\boxed{} was found.",
+    "last-number": "No final answer was found: neither \\boxed{} nor a number.",
+}
 _INTEGER = re.compile(r"[+-]?[0-9]{1,100}")
-_RULES = "1"  # raise it whenever extraction or comparison changes here
+_RULES = "2"  # raise it whenever extraction or comparison changes here
 
 
 def scorer_version() -> str:
@@ -45,7 +54,7 @@ class MathVerifier:
 
     Args:
         workers (`int`, defaults to `1`): Processes that compare at the same time.
-        timeout (`float`, defaults to `5.0`): Seconds for one comparison.
+        timeout (`float`, defaults to `5.0`): Seconds of processor time for one comparison.
 
     Raises:
         UserError: `workers` or `timeout` is not positive.
@@ -73,16 +82,21 @@ class MathVerifier:
         Raises:
             UserError: `extraction` is unknown or `answer` is empty.
         """
-        if extraction not in EXTRACTIONS:
-            raise UserError(f"The extraction {extraction!r} is unknown: choose one of {', '.join(EXTRACTIONS)}.")
+        if extraction not in _NOTHING_FOUND:
+            raise UserError(
+                f"The extraction {extraction!r} finds no mathematics: choose one of {', '.join(_NOTHING_FOUND)}."
+            )
         reference = answer.strip()
         if not reference:
             raise UserError("A reference answer is empty: give every row a non-empty answer.")
         extracted = (EXTRACTIONS[extraction](completion) or "").strip()
         if not extracted:
-            return Verdict(correct=False, extracted=None, reason="no answer")
-        reason = _compare_plain(extracted, reference) or self._compare_in_worker(extracted, reference)
-        return Verdict(correct=reason == "correct", extracted=extracted, reason=reason)
+            return Verdict(False, None, "no answer", _NOTHING_FOUND[extraction])
+        if len(extracted) > ANSWER_CHARACTERS:
+            reason = f"error: the answer has more than {ANSWER_CHARACTERS} characters"
+        else:
+            reason = self._compare(normalise(extracted), normalise(reference))
+        return Verdict(reason == "correct", extracted, reason, _feedback(extracted, reason))
 
     def verify_all(self, pairs: Sequence[tuple[str, str]], extraction: str = "boxed") -> list[Verdict]:
         """Score `(completion, answer)` pairs; the verdicts come in the order of the pairs."""
@@ -104,14 +118,17 @@ class MathVerifier:
             self._idle.put(worker)
         self._finalizer = weakref.finalize(self, _close_all, workers)
 
-    def _compare_in_worker(self, extracted: str, reference: str) -> str:
-        if len(extracted) > ANSWER_CHARACTERS:
-            return f"error: the answer has more than {ANSWER_CHARACTERS} characters"
+    def _compare(self, answer: str, reference: str) -> str:
+        """The reason of the verdict on two answers in normal spelling, the same with the two in either place."""
+        plain = _compare_plain(answer, reference)
+        return plain or self._compare_in_worker(*letters_kept(answer, reference))
+
+    def _compare_in_worker(self, answer: str, reference: str) -> str:
         if os.getpid() != self._pid:  # forked: the workers' pipes belong to the parent
             self._start_pool()
         worker = self._idle.get()
         try:
-            return worker.compare(extracted, reference, self.timeout)
+            return worker.compare(answer, reference, self.timeout)
         finally:
             self._idle.put(worker)
 
@@ -125,13 +142,15 @@ class _Worker:
 
     def compare(self, answer: str, reference: str, timeout: float) -> str:
         """The reason of the verdict."""
-        request = json.dumps({"answer": answer, "reference": reference, "timeout": timeout})
+        wall = _WALL_FACTOR * timeout
+        request = json.dumps({"answer": answer, "reference": reference, "cpu_seconds": timeout, "wall_seconds": wall})
         try:
             if self._process is None or self._process.poll() is not None:
                 self._start()
-            self._process.stdin.write(request.encode() + b"\n")
-            self._process.stdin.flush()
-            reply = self._reply(timeout)
+            process = self._process
+            process.stdin.write(request.encode() + b"\n")
+            process.stdin.flush()
+            reply = self._reply(wall)
         except BrokenPipeError:
             reply = b""
         except BaseException:  # a reply that is still to come would answer the next request
@@ -139,8 +158,9 @@ class _Worker:
             raise
         if reply:
             return json.loads(reply)
+        late = reply is None or process.wait() == -signal.SIGPROF
         self.close()
-        return "timeout" if reply is None else "error: the comparison ended its process"
+        return "timeout" if late else "error: the comparison ended its process"
 
     def close(self) -> None:
         """Kill the process and forget it. In a fork of the owner, forget it only."""
@@ -174,12 +194,20 @@ class _Worker:
 
 
 def _compare_plain(answer: str, reference: str) -> str | None:
-    """The reason for equal strings and for two plain integers, `None` for all that needs mathematics."""
+    """The reason for equal strings, two plain integers and two kinds of brackets, `None` where it takes mathematics."""
     if answer == reference:
         return "correct"
     if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(reference):
         return "correct" if int(answer) == int(reference) else "wrong"
-    return None
+    return "wrong" if set_against_tuple(answer, reference) else None
+
+
+def _feedback(extracted: str, reason: str) -> str | None:
+    """What an environment may say about a failed attempt: never the expected answer, which would be a leak."""
+    if reason == "correct":
+        return None
+    shown = f" {extracted}" if len(extracted) <= _SHOWN_CHARACTERS else ""
+    return f"The final answer{shown} {'is not correct' if reason == 'wrong' else 'could not be read'}."
 
 
 def _close_all(workers: list[_Worker]) -> None:

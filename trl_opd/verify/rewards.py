@@ -5,7 +5,6 @@ from functools import cache
 from typing import Any
 
 from trl_opd.errors import UserError
-from trl_opd.verify.base import Verdict
 from trl_opd.verify.math import MathVerifier
 
 
@@ -44,17 +43,8 @@ def math_reward(
     if log_extra is not None:
         log_extra("extracted", [verdict.extracted or "" for verdict in verdicts])
         log_extra("verdict", [verdict.reason for verdict in verdicts])
-        log_extra("feedback", [_feedback(verdict) for verdict in verdicts])
+        log_extra("feedback", [verdict.feedback for verdict in verdicts])
     return [float(verdict.correct) for verdict in verdicts]
-
-
-def _feedback(verdict: Verdict) -> str | None:
-    """What an environment may say about a failed attempt: never the expected answer, which would be a leak."""
-    if verdict.correct:
-        return None
-    if verdict.extracted is None:
-        return "No final answer in \\boxed{} was found."
-    return f"The final answer {verdict.extracted} is not correct."
 
 
 def _last_text(messages: list[dict[str, Any]]) -> str:
