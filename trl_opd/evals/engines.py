@@ -64,18 +64,18 @@ class Generation:
     Attributes:
         problem_id (`str`): The problem.
         index (`int`): Which of its samples, from 0.
-        prompt (`str`): The text that the model read.
+        prompt (`str` or `None`): The text that the model read, where it is known.
         completion (`str`): The text that it wrote, without special tokens.
-        tokens (`int`): Tokens drawn, the stop token included.
-        finish_reason (`str`): "stop", or "length" where the limit cut the completion.
+        tokens (`int` or `None`): Tokens drawn, the stop token included, where they were counted.
+        finish_reason (`str` or `None`): "stop", or "length" where the limit cut the completion, if that is known.
     """
 
     problem_id: str
     index: int
-    prompt: str
+    prompt: str | None
     completion: str
-    tokens: int
-    finish_reason: str
+    tokens: int | None
+    finish_reason: str | None
 
     @property
     def key(self) -> Key:

@@ -60,7 +60,7 @@ class ScoringThreads:
             return
 
     def score_rest(self, tick: Callable[[], None]) -> None:
-        """Score all that this process holds and that has no verdict yet.
+        """Score all that this process holds, that belongs to the problems and that has no verdict yet.
 
         Args:
             tick (`Callable[[], None]`): Called now and then while it lasts.
@@ -70,7 +70,7 @@ class ScoringThreads:
         """
         self._wait(tick)
         for item in self._store.unscored():
-            while True:
+            while item[1]["problem_id"] in self._problems:
                 self.check()
                 tick()
                 try:
@@ -184,7 +184,7 @@ def fill(
     engine: Engine,
     threads: ScoringThreads,
     requests: list[Request],
-    sampling: Sampling,
+    sampling: Sampling | None,
     tick: Callable[[], None],
 ) -> None:
     """Draw and score all that is missing, together with the other processes that do so.

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -22,8 +23,6 @@ from trl_opd.evals.records import json_sha256
 from trl_opd.evals.rows import load_rows
 from trl_opd.evals.scorers import Scorer, make_scorer
 from trl_opd.evals.store import RunStore, generation_files, key_of, verdict_files
-
-Item = TypeVar("Item")
 
 REFRESHES_PER_SECOND = 2
 """Of the progress line: redrawing it takes time from the engine's process."""
@@ -61,14 +60,14 @@ class Job:
         benchmark (`Benchmark`): What is run.
         problems (`list[Problem]`): Its problems, as many as are run.
         requests (`list[Request]`): What is drawn.
-        sampling (`Sampling`): How it is drawn.
+        sampling (`Sampling` or `None`): How it is drawn, unless that was done elsewhere.
         settings (`dict`): All that decides the result. A folder with other settings is another experiment.
     """
 
     benchmark: Benchmark
     problems: list[Problem]
     requests: list[Request]
-    sampling: Sampling
+    sampling: Sampling | None
     settings: dict[str, Any]
 
 
@@ -149,25 +148,25 @@ def run(
     workers: int,
     command: str | None = None,
     progress: bool = False,
-    rescore: bool = False,
 ) -> Summary:
-    """Bring a run's folder to its end, and the scorer with it.
-
-    Args:
-        rescore (`bool`, defaults to `False`): Let the folder's run have other answers or another scorer so far.
+    """Bring a run's folder to its end, and close the scorer.
 
     Raises:
         UserError: The folder holds another run or cannot be written, or the engine or the scorer cannot do it.
     """
     session = {"command": command, **engine.details(), "workers": workers, "scorer": scorer.details()}
     by_id = {problem.id: problem for problem in job.problems}
-    with closing(scorer), RunStore(out_dir, job.settings, session, rescore=rescore) as store:
+    with closing(scorer), RunStore(out_dir, job.settings, session) as store:
         if store.summary is None:
-            with ScoringThreads(store, scorer, by_id, workers) as threads, _progress(store, job, progress) as tick:
+            with ScoringThreads(store, scorer, by_id, workers) as threads, show_progress(store, job, progress) as tick:
                 fill(store, engine, threads, job.requests, job.sampling, tick)
-            metrics = _metrics(store, job)
-            store.finish(asdict(Summary(job.benchmark.name, json_sha256(job.settings), metrics)))
+            finish(store, job)
         return Summary.from_json(store.summary)
+
+
+def finish(store: RunStore, job: Job) -> None:
+    """Compute the metrics of a run that is complete, and store them."""
+    store.finish(asdict(Summary(job.benchmark.name, json_sha256(job.settings), _metrics(store, job))))
 
 
 def checked_workers(workers: int | None) -> int:
@@ -192,14 +191,19 @@ def _metrics(store: RunStore, job: Job) -> Metrics:
     verdicts = _rows_by_key(verdict_files(store.folder, store.scoring), ("correct", "extracted", "reason"))
     generations = _rows_by_key(generation_files(store.folder), ("finish_reason", "tokens"))
     keys = [request.key for request in job.requests]
-    assert verdicts.keys() == generations.keys() == set(keys), "the run holds something else than what was asked"
-    shape = (len(job.problems), job.settings["n"])
+    assert verdicts.keys() == set(keys) <= generations.keys(), "the run holds something else than what was asked"
+
+    def column(rows: dict[Key, dict[str, Any]], field: str) -> list[list[Any]]:
+        return [[rows[key][field] for key in group] for _, group in groupby(keys, key=itemgetter(0))]
+
+    reasons, tokens = column(generations, "finish_reason"), column(generations, "tokens")
+    truncated = [[reason == "length" for reason in row] for row in reasons]
     return compute(
-        correct_PN=np.array([verdicts[key]["correct"] for key in keys]).reshape(shape),
-        answers=_cut([verdicts[key]["extracted"] for key in keys], shape[1]),
-        reasons=_cut([verdicts[key]["reason"] for key in keys], shape[1]),
-        truncated_PN=np.array([generations[key]["finish_reason"] == "length" for key in keys]).reshape(shape),
-        tokens_PN=np.array([generations[key]["tokens"] for key in keys]).reshape(shape),
+        correct_PN=column(verdicts, "correct"),
+        answers=column(verdicts, "extracted"),
+        reasons=column(verdicts, "reason"),
+        truncated_PN=None if any(None in row for row in reasons) else truncated,
+        tokens_PN=None if any(None in row for row in tokens) else tokens,
     )
 
 
@@ -212,13 +216,8 @@ def _rows_by_key(files: list[Path], fields: tuple[str, ...]) -> dict[Key, dict[s
     return rows
 
 
-def _cut(items: list[Item], length: int) -> list[list[Item]]:
-    """Cut a list into rows of `length`."""
-    return [items[start : start + length] for start in range(0, len(items), length)]
-
-
 @contextmanager
-def _progress(store: RunStore, job: Job, shown: bool) -> Iterator[Callable[[], None]]:
+def show_progress(store: RunStore, job: Job, shown: bool) -> Iterator[Callable[[], None]]:
     """Two bars on the error stream: what is drawn and what is scored, by all processes."""
     bars = Progress(
         TextColumn("{task.description}"),

@@ -46,7 +46,7 @@ PACKAGES = (
 MANIFEST, SUMMARY, METRICS = "manifest.json", "summary.json", "metrics.json"
 GENERATIONS, VERDICTS, LOCKS = "generations", "verdicts", ".locks"
 
-SCORING = ("data", "errata", "scorer")
+SCORING = ("data", "comparable", "errata", "scorer")
 """The settings that rescoring may change: what the answers are, and what compares a completion with them."""
 
 _open_folders: set[Path] = set()

@@ -3,7 +3,15 @@
 from importlib import import_module
 
 #: First word -> module with a `main(argv) -> int`. Without one of them, benchmarks are run.
-COMMANDS = {"list": "listing", "calibrate": "calibrate", "lm-eval-tasks": "lm_eval_tasks"}
+COMMANDS = {
+    "list": "listing",
+    "score": "score",
+    "rescore": "rescore",
+    "show": "show",
+    "diff": "diff",
+    "calibrate": "calibrate",
+    "lm-eval-tasks": "lm_eval_tasks",
+}
 
 
 def main(argv: list[str]) -> int:

@@ -7,6 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from trl_opd.errors import UserError
+from trl_opd.evals.benchmark import Benchmark
+from trl_opd.evals.suites import load_suite
+
 
 def given(arguments: argparse.Namespace, record: type) -> dict[str, Any]:
     """The fields of a dataclass that the command names."""
@@ -19,12 +23,11 @@ def add_option(group: argparse._ArgumentGroup, flag: str, **settings: Any) -> No
     group.add_argument(flag, f"--{flag[2:].replace('-', '_')}", **settings)
 
 
-def add_data_options(group: argparse._ArgumentGroup) -> None:
-    """The options that say which rows of a benchmark are read."""
+def add_source_options(group: argparse._ArgumentGroup) -> None:
+    """The options that say where the rows lie and what is made of them."""
     add_option(
         group, "--data-dir", type=Path, metavar="DIR", help="folder with local copies of the data, in place of the Hub"
     )
-    group.add_argument("--limit", type=int, metavar="N", help="the first N problems of each benchmark only")
     add_option(
         group,
         "--allow-other-data",
@@ -38,6 +41,12 @@ def add_data_options(group: argparse._ArgumentGroup) -> None:
         action="store_false",
         help="keep the rows that are known to be wrong as they are",
     )
+
+
+def add_data_options(group: argparse._ArgumentGroup) -> None:
+    """The options that say which rows of a benchmark are read."""
+    add_source_options(group)
+    group.add_argument("--limit", type=int, metavar="N", help="the first N problems of each benchmark only")
     group.add_argument(
         "--window",
         type=window,
@@ -52,6 +61,26 @@ def window(text: str) -> tuple[str | None, str | None]:
     if not colon or not all(re.fullmatch(r"([0-9]{4}-[0-9]{2}(-[0-9]{2})?)?", part) for part in (start, end)):
         raise argparse.ArgumentTypeError(f"{text!r} is not two months with a colon between, as in 2025-02:2025-05")
     return start or None, end or None
+
+
+def add_workers_option(group: argparse._ArgumentGroup) -> None:
+    """How many completions are scored at the same time."""
+    group.add_argument(
+        "--workers", type=int, metavar="W", help="completions scored at the same time (default: the number of cores)"
+    )
+
+
+def one_benchmark(name: str) -> Benchmark:
+    """The benchmark of that name or file.
+
+    Raises:
+        UserError: There is none, or it is a suite of several.
+    """
+    benchmarks = load_suite(name)
+    if len(benchmarks) > 1:
+        members = ", ".join(benchmark.name for benchmark in benchmarks)
+        raise UserError(f"{name} is a suite: name one of its benchmarks ({members}).")
+    return benchmarks[0]
 
 
 def json_object(text: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from trl_opd.cli.eval.engine_options import add_engine_options
-from trl_opd.cli.eval.options import add_data_options, add_option, given
+from trl_opd.cli.eval.options import add_data_options, add_option, add_workers_option, given
 from trl_opd.cli.eval.tables import summary_table
 from trl_opd.errors import UserError
 from trl_opd.evals.engines import EngineOptions, Sampling, make_engine
@@ -29,8 +29,14 @@ finished; given in several processes at the same time, they share the work. Othe
 """
 
 EPILOG = """\
+other commands, each with a --help of its own:
+  trl-opd eval list                   the benchmarks and the suites
+  trl-opd eval score BENCHMARK ...    score completions that were drawn elsewhere
+  trl-opd eval rescore RUN            score a run anew, without drawing anything
+  trl-opd eval show RUN               the problems of a run, or one sample with its verdict
+  trl-opd eval diff A B               the difference of two runs, problem by problem
+
 examples:
-  trl-opd eval list
   trl-opd eval --model testbed/base --benchmark arithmetic
   trl-opd eval --model Qwen/Qwen3-1.7B --benchmark gsm8k --n 4 --temperature 0.6 --output_dir runs/qwen3
   trl-opd eval --model runs/sdpo/final --suite my_suite.yaml --data_dir data --limit 20
@@ -69,9 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--seed", type=int, default=0, help="seed of the run (default: %(default)s)")
 
     engine = add_engine_options(parser)
-    engine.add_argument(
-        "--workers", type=int, metavar="W", help="completions scored at the same time (default: the number of cores)"
-    )
+    add_workers_option(engine)
     add_option(engine, "--output-dir", type=Path, metavar="DIR", help="folder for the runs (default: eval_runs/MODEL)")
     return parser
 

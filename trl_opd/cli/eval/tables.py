@@ -1,22 +1,24 @@
 """What the evaluation commands print."""
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from trl_opd.evals.metrics import Interval, Metrics
 from trl_opd.evals.runner import Summary
 
 
-def summary_table(model: str, summaries: Sequence[Summary], seen: Mapping[str, bool]) -> Table:
+def summary_table(model: str, summaries: Sequence[Summary], seen: Mapping[str, bool] | None = None) -> Table:
     """The metrics down, the benchmarks across.
 
     Args:
         model (`str`): The model, for the title.
         summaries (`Sequence[Summary]`): The results.
-        seen (`Mapping[str, bool]`): Whether a benchmark was public in the model's training data; empty if not known.
+        seen (`Mapping[str, bool]`, *optional*): Whether a benchmark was public in the model's training data.
     """
     table = Table(title=escape(model), caption="in %, intervals at 95 %", box=box.SIMPLE_HEAD)
     table.add_column("")
@@ -45,6 +47,17 @@ def _column(metrics: Metrics) -> dict[str, str]:
         "comparisons timed out / failed": f"{metrics.timeouts} / {metrics.errors}",
         "tokens a sample": "-" if metrics.mean_tokens is None else f"{metrics.mean_tokens:.0f}",
     }
+
+
+def plain(text: object) -> Text:
+    """Text of a model or a file as it may be printed: neither markup nor control characters act on the terminal."""
+    return Text("".join(map(_visible, str(text))))
+
+
+def _visible(character: str) -> str:
+    if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs"):
+        return character
+    return f"\\u{ord(character):04x}"
 
 
 def percent(rate: float | None) -> str:
