@@ -84,3 +84,19 @@ def test_the_command_says_what_changed(run, sums_path, lenient, capsys):
     assert "accuracy before: " in capsys.readouterr().out
     with pytest.raises(UserError, match="holds no run"):
         main(["rescore", str(run.parent / "none")])
+
+
+def test_errata_are_applied_to_an_old_run_and_leave_rows_out(tmp_path):
+    folder = tmp_path / "data"
+    benchmark = load_benchmark(write_benchmark(folder, sums()))
+    evaluate(benchmark, ScriptedEngine(), tmp_path / "run", data_dir=folder)
+    known = {"why": "a test", "source": "this file"}
+    errata = [{"id": "sum-3", "answer": "1000", **known}, {"id": "sum-5", **known}]
+    mended = load_benchmark(write_benchmark(folder, sums(), errata=errata))
+    summary = rescore(tmp_path / "run", benchmark=mended, data_dir=folder)
+    assert summary.metrics.problems == 11
+    stored = read_run(tmp_path / "run")
+    assert {problem for problem, _ in stored.verdicts} == {f"sum-{i}" for i in range(12)} - {"sum-5"}
+    assert stored.manifest["settings"]["errata"] == {"corrected": ["sum-3"], "excluded": ["sum-5"]}
+    summary = rescore(tmp_path / "run", benchmark=mended, data_dir=folder, errata=False)
+    assert summary.metrics.problems == 12
