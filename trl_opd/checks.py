@@ -340,6 +340,8 @@ def check_vocabularies(model: Any, processing_class: Any, teacher_model: Any, co
     """
     several = getattr(config, "teacher_models", None) or {}
     named = teacher_model if teacher_model is not None else getattr(config, "teacher_model_name_or_path", None)
+    if getattr(config, "teacher_cache", None):
+        named = None  # its manifest knows for which vocabulary it was made
     candidates = (named, getattr(config, "reference_model_name_or_path", None), *several.values())
     teachers = [name for name in candidates if isinstance(name, str)]
     student = tokenizer_before_loading(model, processing_class) if teachers else None

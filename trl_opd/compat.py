@@ -5,6 +5,7 @@ one place.
 """
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 from trl import GRPOTrainer
 from trl.models import prepare_deepspeed
@@ -16,7 +17,15 @@ try:
 except ImportError:  # PEFT is optional, as it is in TRL
     PeftModel = ()
 
-__all__ = ["CONTRACTS", "is_peft_model", "pad", "prepare_deepspeed", "redirect_forward", "tokenize_prompts"]
+__all__ = [
+    "CONTRACTS",
+    "is_peft_model",
+    "pad",
+    "prepare_deepspeed",
+    "redirect_forward",
+    "render_prompts",
+    "tokenize_prompts",
+]
 
 #: Overridden or called methods of `GRPOTrainer` -> the parameters that they must have.
 CONTRACTS = {
@@ -46,6 +55,20 @@ def tokenize_prompts(
     template = _attribute(trainer, "chat_template", chat_template)
     with template, _attribute(trainer, "chat_template_kwargs", chat_template_kwargs):
         ids, _, _ = trainer._tokenize_prompts(prompts)
+    return [list(row) for row in ids]
+
+
+def render_prompts(tokenizer, prompts: list, chat_template: str | None, chat_template_kwargs: dict) -> list[list[int]]:
+    """Renders prompts by the function that a trainer renders them by, where there is no trainer."""
+    stand_in = SimpleNamespace(
+        processing_class=tokenizer,
+        chat_template=chat_template,
+        chat_template_kwargs=chat_template_kwargs,
+        tools=None,
+        environment_factories=None,
+        _is_vlm=False,
+    )
+    ids, _, _ = GRPOTrainer._tokenize_prompts(stand_in, prompts)
     return [list(row) for row in ids]
 
 

@@ -98,8 +98,8 @@ def connect(config: Any, objective: Objective, tokenizer) -> Oracle | None:
     if option == "teacher_cache":
         cache = CachedTeacher(Path(config.teacher_cache), objective.divergence, config.temperature)
         named = config.teacher_model_name_or_path
-        if named is not None and (Path(named) / "config.json").exists():
-            cache.check_teacher(named, model_sha256(Path(named)))
+        if named is not None:
+            cache.check_teacher(named, model_sha256(Path(named)) if (Path(named) / "config.json").exists() else None)
         if tokenizer is not None:
             cache.check_tokenizer(tokenizer)
         return cache
@@ -141,7 +141,11 @@ def prove(oracle: Oracle, tokenizer, dataset: Any, render: Render, vocabulary: i
         found = oracle.manifest
         return f"teacher cache: {found.completions} completions scored by {found.teacher}, kind {found.kind}"
     check_tokenizer(oracle.client, tokenizer)
-    sequences = render([row["prompt"] for row in islice(dataset, PROBE_ROWS)])
+    return prove_server(oracle, render([row["prompt"] for row in islice(dataset, PROBE_ROWS)]), vocabulary, local)
+
+
+def prove_server(oracle: ServerTeacher, sequences: list[list[int]], vocabulary: int, local: nn.Module | None) -> str:
+    """Probes a server with some prompts' token ids; see `prove`."""
     compare = None if local is None else lambda rows: _local_logps(local, rows, oracle.temperature, vocabulary)
     differences = probe(oracle, sequences, vocabulary, compare)
     shown = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())

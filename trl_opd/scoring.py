@@ -131,11 +131,7 @@ class Oracle:
         """Nothing, likewise."""
 
     def place(self, accelerator: Accelerator) -> "Oracle":
-        """Itself, as nothing of it is spread over the processes."""
-        return self.to(accelerator.device)
-
-    def to(self, device: torch.device) -> "Oracle":
-        """Itself: it answers on the device of the reading."""
+        """Itself: it answers on the device of the reading, and nothing of it is spread over the processes."""
         return self
 
 

@@ -15,11 +15,13 @@ rollouts are those of the student's start. No importance weight towards that sta
 import hashlib
 import json
 from array import array
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -129,6 +131,11 @@ def row_key(prompt_ids: list[int], completion_ids: list[int]) -> bytes:
     return hashlib.blake2b(content, digest_size=KEY_BYTES).digest()
 
 
+def rows_sha256(pairs: Iterable[tuple[list[int], list[int]]]) -> str:
+    """Hash of everything that is scored, in order."""
+    return hashlib.sha256(b"".join(row_key(*pair) for pair in pairs)).hexdigest()
+
+
 def kind_for(divergence: Divergence) -> str:
     """What a cache must hold for a divergence, the least of it."""
     if divergence.sampled:
@@ -178,16 +185,20 @@ class CachedTeacher(Oracle):
                 f"{divergence.estimator}; make it again with this recipe, or change the estimator."
             )
 
-    def check_teacher(self, name: str, sha256: str) -> None:
+    def check_teacher(self, name: str, sha256: str | None) -> None:
         """Refuses a cache that another teacher made.
 
+        Args:
+            name (`str`): The teacher that the training names.
+            sha256 (`str`, *optional*): Hash of its files; None where they are not here and the names must do.
+
         Raises:
-            `UserError`: If the hashes differ.
+            `UserError`: If the hashes differ, or the names.
         """
-        if sha256 != self.manifest.teacher_sha256:
+        if name != self.manifest.teacher if sha256 is None else sha256 != self.manifest.teacher_sha256:
             raise UserError(
-                f"The teacher cache {self.folder} was made by {self.manifest.teacher}, whose weights are others than "
-                f"those of {name}; make it again, or leave teacher_model_name_or_path out."
+                f"The teacher cache {self.folder} was made by {self.manifest.teacher}, which is not {name}; make it "
+                "again, or leave teacher_model_name_or_path out."
             )
 
     def check_tokenizer(self, tokenizer) -> None:
@@ -202,7 +213,7 @@ class CachedTeacher(Oracle):
                 "this student."
             )
 
-    def check_rows(self, pairs) -> None:
+    def check_rows(self, pairs: Iterable[tuple[list[int], list[int]]]) -> None:
         """Refuses rows that were not scored, or were rendered otherwise.
 
         Args:
@@ -249,8 +260,8 @@ class CachedTeacher(Oracle):
             tensors["weight"], tensors.get("bias"), self.temperature, self.manifest.scale, self.manifest.softcap
         )
 
-    def to(self, device: torch.device) -> "CachedTeacher":
-        self._device = device
+    def place(self, accelerator: Accelerator) -> "CachedTeacher":
+        self._device = accelerator.device
         return self
 
     def answer(self, reading: Reading) -> Answer:

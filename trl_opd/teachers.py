@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 from torch import Tensor, nn
+from trl.trainer.utils import create_model_from_path
 
 from trl_opd import sharding
 from trl_opd.compat import is_peft_model
@@ -297,6 +298,21 @@ def external(model: nn.Module, temperature: float) -> Scorer:
     """Another model, frozen."""
     model.requires_grad_(False)
     return Scorer(model, temperature)
+
+
+def load_external(name: str, config, dtype: torch.dtype | str) -> nn.Module:
+    """Loads an external teacher or reference as the configuration says.
+
+    Args:
+        name (`str`): A folder or a model on the hub.
+        config: The trainer's configuration.
+        dtype (`torch.dtype` or `str`): Precision where the configuration names none, the student's.
+    """
+    student = {k: v for k, v in (config.model_init_kwargs or {}).items() if k != "revision"}
+    settings = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
+    settings |= config.teacher_model_init_kwargs or student
+    # As for the student's reference in TRL: the distributed launcher places the model, not a device map.
+    return create_model_from_path(name, **settings | {"device_map": None})
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

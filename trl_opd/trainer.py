@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 from trl import GRPOTrainer as _GRPOTrainer
-from trl.trainer.utils import create_model_from_path
 
 from trl_opd import checks, offsite, sharding
 from trl_opd.aggregation import COMPOSITION_DEPENDENT, Window, count, token_weights
@@ -42,6 +41,7 @@ from trl_opd.teachers import (
     check_same_vocabulary,
     external,
     frozen_self,
+    load_external,
     self_teachers,
 )
 from trl_opd.tiled import Head
@@ -223,11 +223,7 @@ class OnPolicyTrainer(_GRPOTrainer):
     def _external(self, model: Any) -> Scorer:
         if isinstance(model, str):
             check_same_vocabulary(self._tokenizer, self._tokenizer_of(model), model)
-            student = {k: v for k, v in (self.args.model_init_kwargs or {}).items() if k != "revision"}
-            settings = {"dtype": self.model.dtype, "trust_remote_code": self.args.trust_remote_code}
-            settings |= self.args.teacher_model_init_kwargs or student
-            # As for the student's reference in TRL: the distributed launcher places the model, not a device map.
-            model = create_model_from_path(model, **settings | {"device_map": None})
+            model = load_external(model, self.args, self.model.dtype)
         return external(model, self.temperature)
 
     # Rollout batches: contexts, routing, scoring

@@ -12,6 +12,7 @@ from trl_opd.errors import UserError
 COMMANDS = {
     "train": ("train", "train a model with one of the methods"),
     "eval": ("eval", "evaluate a model on a benchmark or a suite"),
+    "cache": ("cache", "score a fixed set of rollouts once, to train without the teacher"),
     "discover": ("discover", "search for the first right answer to hard questions with SDPO"),
     "conformance": ("conformance", "compare the losses with recorded ones"),
     "board": ("board", "run a comparison of methods and write its leaderboard"),

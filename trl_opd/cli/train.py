@@ -157,12 +157,12 @@ def _train(name: str, data_args, config, model_args) -> int:
 
 
 def _run(name: str, folder, data_args, config, model_args) -> None:
-    from trl_opd.data import load_reward_functions, load_training_data
+    import trl_opd
+    from trl_opd.data import load_reward_functions
     from trl_opd.run_log import RunRecorder, peak_memory_bytes
     from trl_opd.state import newest_checkpoint, resumable
 
-    dataset = load_training_data(data_args)
-    import trl_opd
+    dataset = _training_data(data_args, config)
 
     kind = getattr(trl_opd, method(name).trainer)
     trainer = make_trainer(kind, dataset, load_reward_functions(data_args.reward_funcs), config, model_args)
@@ -182,6 +182,19 @@ def _run(name: str, folder, data_args, config, model_args) -> None:
     trainer.accelerator.end_training()  # processes that leave a group open may crash at their end
 
 
+def _training_data(data_args, config):
+    from trl_opd.data import load_training_data
+    from trl_opd.teacher_cache import load_rollouts
+
+    cache = getattr(config, "teacher_cache", None)
+    if cache is None:
+        return load_training_data(data_args)
+    rollouts = load_rollouts(cache)
+    instead = f", not on {data_args.dataset_name}" if data_args.dataset_name else ""
+    print(f"training on the {len(rollouts)} rows of the teacher cache {cache}{instead}", flush=True)
+    return rollouts
+
+
 def resolve_model(name: str) -> str:
     """The path or hub id behind a model name; `testbed/base` and `testbed/teacher` come with the package.
 
@@ -199,10 +212,19 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def make_trainer(kind: type, dataset, reward_functions, config, model_args):
-    """A trainer of the given class on the model that the arguments name."""
-    import transformers
+def _resolve_unless_cached(option: str, config) -> str:
+    name = getattr(config, option)
+    try:
+        return resolve_model(name)
+    except UserError:
+        # A cache stands in for a teacher that is not here: its name is compared then, in place of its weights.
+        if option == "teacher_model_name_or_path" and config.teacher_cache:
+            return name
+        raise
 
+
+def settle_models(config, model_args) -> None:
+    """Puts how models are loaded, and the paths behind their names, into a configuration."""
     config.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -210,9 +232,16 @@ def make_trainer(kind: type, dataset, reward_functions, config, model_args):
     } | (config.model_init_kwargs or {})
     for option in ("teacher_model_name_or_path", "reference_model_name_or_path"):
         if getattr(config, option, None):
-            setattr(config, option, resolve_model(getattr(config, option)))
+            setattr(config, option, _resolve_unless_cached(option, config))
     if getattr(config, "teacher_models", None):
         config.teacher_models = {domain: resolve_model(name) for domain, name in config.teacher_models.items()}
+
+
+def make_trainer(kind: type, dataset, reward_functions, config, model_args):
+    """A trainer of the given class on the model that the arguments name."""
+    import transformers
+
+    settle_models(config, model_args)
     config.disable_tqdm = True
     transformers.utils.logging.disable_progress_bar()
     try:
