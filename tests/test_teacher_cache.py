@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import re
+import shlex
 import time
 from pathlib import Path
 
@@ -383,3 +385,17 @@ def test_a_run_by_the_command_line_trains_on_the_cached_rows(caches, paths, tmp_
     assert main([*command, "--output_dir", str(tmp_path / "run")]) == 0
     assert f"training on the {ROWS} rows of the teacher cache" in capsys.readouterr().out
     assert (caches("hidden") / MANIFEST).exists()
+
+
+def test_the_commands_of_the_docs_run_as_they_are(tmp_path, monkeypatch, capsys):
+    root = Path(__file__).parents[1]
+    (block,) = re.findall(r"^```bash\n(.*?)^```$", (root / "docs/teachers.md").read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "trainers").symlink_to(root / "trainers")
+    monkeypatch.chdir(tmp_path)
+    for line in block.splitlines():
+        program, *command = shlex.split(line)
+        assert program == "trl-opd"
+        assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "runs/cache: 64 rows, 64 completions" in printed
+    assert "step 2/2" in printed

@@ -121,5 +121,5 @@ def compact(batch: Batch, mask: Tensor, weights: Tensor, scorer_hidden: list[Ten
         ref_logps=picked("ref_per_token_logps"),
         scorer_logps=scorer_logps,
         scorer_hidden=scorer_hidden,
-        scorer_support=(picked("support_ids"), picked("support_logps")) if "support_ids" in batch else None,
+        scorer_support=(picked("support_ids").long(), picked("support_logps")) if "support_ids" in batch else None,
     )

@@ -272,7 +272,7 @@ class CachedTeacher(Oracle):
         if self.kind == "hidden":
             found.states = [None] * shape[0]
         elif self.kind == "topk":
-            found.support_ids = torch.zeros(*shape, self.support_size, dtype=torch.long, device=device)
+            found.support_ids = torch.zeros(*shape, self.support_size, dtype=torch.int32, device=device)
             found.support_logps = torch.zeros(*shape, self.support_size, device=device)
         for row in reading.rows:
             live = reading.completion_mask[row].bool()
@@ -281,7 +281,7 @@ class CachedTeacher(Oracle):
             if self.kind == "hidden":
                 found.states[row] = self._tokens("hidden", place)
             elif self.kind == "topk":
-                found.support_ids[row, live] = self._tokens("support_ids", place, self.support_size).long().to(device)
+                found.support_ids[row, live] = self._tokens("support_ids", place, self.support_size).to(device)
                 found.support_logps[row, live] = self._tokens("support_logps", place, self.support_size).to(device)
         return found
 

@@ -194,7 +194,7 @@ class ServerTeacher(Oracle):
             logps=torch.zeros(shape, device=device), missing=torch.zeros(shape[0], dtype=torch.bool, device=device)
         )
         if self.support_size is not None:
-            found.support_ids = torch.zeros(*shape, self.support_size, dtype=torch.long, device=device)
+            found.support_ids = torch.zeros(*shape, self.support_size, dtype=torch.int32, device=device)
             found.support_logps = torch.zeros(*shape, self.support_size, device=device)
         sequences = []
         for row in reading.rows:
