@@ -2,13 +2,15 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from trl_opd.evals.metrics import (
     Z_95,
     compute,
     decoding_interval,
-    majority_at_n,
+    majority_at_k,
     pass_at_k,
+    pass_hat_k,
     problem_interval,
 )
 
@@ -20,6 +22,8 @@ def test_pass_at_k_equals_the_mean_over_all_subsets(n):
         for k in range(1, n + 1):
             subsets = [any(subset) for subset in combinations(samples, k)]
             assert pass_at_k(np.array([correct]), n, k) == pytest.approx(np.mean(subsets), abs=1e-12)
+            every = [all(subset) for subset in combinations(samples, k)]
+            assert pass_hat_k(np.array([correct]), n, k) == pytest.approx(np.mean(every), abs=1e-12)
 
 
 def test_pass_at_1_is_accuracy_and_large_n_does_not_overflow():
@@ -46,8 +50,25 @@ def test_problem_interval_matches_millers_clustered_sum():
 def test_intervals_that_the_data_cannot_give_are_none():
     assert decoding_interval(np.array([[True], [False]])) is None
     assert problem_interval(np.array([[True, False]])) is None
-    assert decoding_interval(np.ones((5, 4), dtype=bool)) is None
-    assert problem_interval(np.zeros((5, 4), dtype=bool)) is None
+    assert decoding_interval(np.array([[True, True], [False, False]])) is None
+    assert problem_interval(np.array([[True, False], [False, True]])) is None
+
+
+def test_all_right_and_all_wrong_get_the_exact_interval_and_no_width_of_zero():
+    right, wrong = np.ones((5, 4), dtype=bool), np.zeros((5, 4), dtype=bool)
+    for rows, interval, trials in [(right, problem_interval, 5), (right, decoding_interval, 20)]:
+        exact = binomtest(trials, trials).proportion_ci(0.95, method="exact")
+        assert interval(rows) == pytest.approx((exact.low, 1))
+    exact = binomtest(0, 20).proportion_ci(0.95, method="exact")
+    assert decoding_interval(wrong) == pytest.approx((0, exact.high))
+
+
+@pytest.mark.parametrize("abilities", [[0.9] * 6, [1.0, 1.0, 1.0, 1.0, 0.7, 0.7], [1.0] * 5 + [0.4]])
+def test_the_exact_interval_holds_for_problems_of_mixed_difficulty(abilities):
+    """All 12 samples are right with a chance below 2.5 % wherever the interval does not hold the mean."""
+    chance = np.prod(np.array(abilities) ** 2)
+    low, _ = decoding_interval(np.ones((6, 2), dtype=bool))
+    assert low <= np.mean(abilities) or chance <= 0.025
 
 
 def test_intervals_stay_within_zero_and_one():
@@ -71,7 +92,17 @@ def test_intervals_cover_in_95_of_100_cases(interval, fixed):
 def test_majority_takes_the_most_frequent_answer_and_the_earlier_in_a_tie():
     correct = np.array([[0, 1, 1, 0], [0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 1, 0]], dtype=bool)
     answers = [["3", "5", "5", None], ["3", "5", "3", "5"], [None] * 4, [None, None, "7", None]]
-    assert majority_at_n(correct, answers) == 0.5
+    assert majority_at_k(correct, answers, 4) == 0.5
+
+
+def test_majority_of_k_is_the_mean_over_choices_of_k():
+    # Of three votes, two for the right answer: any two of them hold a right one that is never outvoted, and the first
+    # drawn wins a tie; so right with chance 1/3 (both) + 2/3 * 1/2.
+    assert majority_at_k([[True, True, False]], [["5", "5", "3"]], 2) == pytest.approx(2 / 3, abs=0.15)
+    assert majority_at_k([[True] * 8], [["5"] * 8], 4) == 1
+    assert majority_at_k([[False] * 8], [[None] * 8], 4) == 0
+    votes = [["5", "3", "5", "3", "7", None]]
+    assert majority_at_k([[True, False] * 3], votes, 2) == majority_at_k([[True, False] * 3], votes, 2)
 
 
 def test_compute_counts_what_went_wrong():
@@ -84,7 +115,11 @@ def test_compute_counts_what_went_wrong():
     )
     assert (metrics.problems, metrics.n) == (2, 3)
     assert metrics.accuracy == pytest.approx(1 / 3)
-    assert metrics.pass_at_k == pytest.approx({"1": 1 / 3, "2": 2 / 3})
+    assert metrics.pass_at_k == pytest.approx({"1": 1 / 3, "2": 2 / 3, "3": 1})
+    assert metrics.pass_hat_k == pytest.approx({"1": 1 / 3, "2": 0, "3": 0})
+    assert metrics.majority_at_k.keys() == {"1", "2", "3"}
+    assert (metrics.majority_at_k["1"], metrics.majority_at_k["3"]) == (pytest.approx(1 / 3), 1)
+    assert metrics.timeout_rate == pytest.approx(1 / 6)
     assert metrics.truncated_rate == metrics.no_answer_rate == pytest.approx(1 / 6)
     assert (metrics.timeouts, metrics.errors, metrics.mean_tokens) == (1, 1, 3.5)
 
