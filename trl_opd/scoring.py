@@ -27,7 +27,7 @@ class Reading:
         prompts (`list[list[int] | None]`): Token ids in front of each completion, length B.
         rows (`list[int]`): The rows to read; others stay 0 in the scores.
         examples (`list[dict]`): Dataset rows, by which a domain's teacher is chosen.
-        vocabulary (`int`): Rows of the student's head: a scorer's rows beyond them are padding.
+        vocabulary (`int`): Rows that the heads of all sides have: those beyond are padding.
         pad_token_id (`int`): Padding.
         batch_size (`int`): Rows of one forward.
         share_prompts (`bool`): Whether prompts that rows of a forward have in common are encoded once.
@@ -97,11 +97,13 @@ class Oracle:
 
     Attributes:
         max_length (`int`, *optional*): Longest input in tokens, prompt and completion together.
+        vocabulary (`int`, *optional*): Rows of its head; None where what it says is of the student's vocabulary.
         head (`Head`, *optional*): What its hidden states are projected by; None where it gives none.
         name (`str`): What messages call it.
     """
 
     max_length: int | None = None
+    vocabulary: int | None = None
     head: Head | None = None
     name: str
 

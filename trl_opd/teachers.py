@@ -64,6 +64,11 @@ class Scorer:
         return sharding.shape(self.head.weight)[-1]
 
     @property
+    def vocabulary(self) -> int:
+        """Rows of the head, padding included."""
+        return sharding.shape(self.head.weight)[0]
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.head.weight.dtype
 
@@ -220,6 +225,10 @@ class ByDomain:
     def max_length(self) -> int | None:
         lengths = [teacher.max_length for teacher in self.teachers.values() if teacher.max_length is not None]
         return min(lengths, default=None)
+
+    @property
+    def vocabulary(self) -> int:
+        return min(teacher.vocabulary for teacher in self.teachers.values())
 
     def assign(self, rows: list[int], examples: list[dict]) -> list[tuple[Scorer, list[int]]]:
         """Who reads which rows."""

@@ -15,6 +15,7 @@ from packaging.version import Version
 from torch import Tensor, nn
 
 from trl_opd.closed_forms import Distribution
+from trl_opd.errors import UserError
 
 #: Bytes of a tile of logits, by kind of device. On a CPU 64 rows of a 150k vocabulary were the fastest of those tried;
 #: for GPUs it is a guess (a few hundred rows fill one), and was not measured.
@@ -229,6 +230,8 @@ class _TiledSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
+        if ctx.grads is None:
+            raise RuntimeError("The gradient of a tiled loss can be taken once; compute the loss again.")
         grads, ctx.grads = ctx.grads, None  # scaled in place: a second copy of [V, H] would be the peak
         return *(None if grad is None else grad.mul_(upstream) for grad in grads), None, None, None, None
 
@@ -263,8 +266,17 @@ def sampled_logps_and_entropy(
     """Log-probability of each sampled token and the entropy of its distribution, `[N]` each, without gradient.
 
     Rows of the head beyond `vocabulary` are padding: they are cut and the rest is renormalised.
+
+    Raises:
+        `UserError`: If a sampled token is among what is cut.
     """
     head = head.for_products()
+    known = head.vocabulary if vocabulary is None else min(vocabulary, head.vocabulary)
+    if len(token_ids_N) and (largest := int(token_ids_N.max())) >= known:
+        raise UserError(
+            f"A completion holds the token {largest}, but student and scorers have only {known} tokens in common: "
+            "the student samples the padding of its vocabulary; train it before, or choose a teacher of its size."
+        )
     logps = torch.zeros(len(hidden_NH), device=hidden_NH.device, dtype=head.precise)
     entropies = torch.zeros_like(logps)
     size = rows_per_tile(head)
@@ -272,7 +284,7 @@ def sampled_logps_and_entropy(
     with torch.autocast(hidden_NH.device.type, enabled=False):
         for start in range(0, len(hidden_NH), size):
             hidden = hidden_NH[start : start + size]
-            tile = log_softmax_(head.to_logits_(head.project(hidden, out=memory[: len(hidden)]))[:, :vocabulary])
+            tile = log_softmax_(head.to_logits_(head.project(hidden, out=memory[: len(hidden)]))[:, :known])
             for block in row_blocks(tile):
                 rows = slice(start + block.start, min(start + block.stop, start + len(tile)))
                 logps[rows] = tile[block].gather(-1, token_ids_N[rows, None]).squeeze(-1)

@@ -7,7 +7,7 @@ one student forward per micro-batch. It never asks which objective is running.
 """
 
 import time
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +214,12 @@ class OnPolicyTrainer(_GRPOTrainer):
         """Rows of the student's head."""
         return sharding.shape(causal_lm(self.model).get_output_embeddings().weight)[0]
 
+    @cached_property
+    def _common_vocabulary(self) -> int:
+        """Rows that the heads of the student and of all scorers have."""
+        sizes = [scorer.vocabulary for scorer in self.scorers]
+        return min([self._vocabulary, *(size for size in sizes if size is not None)])
+
     def _tokenizer_of(self, name: str):
         settings = self.args.teacher_model_init_kwargs or {}
         return AutoTokenizer.from_pretrained(
@@ -369,7 +375,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             prompts=prompts,
             rows=rows,
             examples=examples,
-            vocabulary=self._vocabulary,
+            vocabulary=self._common_vocabulary,
             pad_token_id=self._tokenizer.pad_token_id,
             batch_size=self.args.per_device_train_batch_size,
             share_prompts=self.args.shared_prefix,
@@ -482,7 +488,8 @@ class OnPolicyTrainer(_GRPOTrainer):
             tokens = compact(inputs, mask, weights, scorer_hidden)
             scorer_heads = [sharding.whole_head(head) for head in self._scorer_heads[self._mode]]
             head = Head.of(student, self.temperature)
-            loss, found = token_loss(hidden_NH, head, tokens, self.objective, self.policy, scorer_heads)
+            common = self._common_vocabulary
+            loss, found = token_loss(hidden_NH, head, tokens, self.objective, self.policy, scorer_heads, common)
             facts.update(found, loss=loss.detach(), distilled=tokens.kl != 0)
             return loss
 
