@@ -7,6 +7,7 @@ for is read back from the disk when the engine is done, so that memory holds a s
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from queue import Empty, Full, Queue
 from threading import Event, Thread
@@ -40,7 +41,7 @@ class ScoringThreads:
         self._store = store
         self._scorer = scorer
         self._problems = problems
-        self._queue: Queue[tuple[int, dict[str, Any]]] = Queue(QUEUE_LENGTH)
+        self._queue: Queue[tuple[int, dict[str, Any]] | None] = Queue(QUEUE_LENGTH + workers)
         self._stop = Event()
         self._failure: BaseException | None = None
         self._threads = [Thread(target=self._work, name=f"scorer-{i}", daemon=True) for i in range(workers)]
@@ -97,6 +98,11 @@ class ScoringThreads:
     ) -> None:
         """End the threads and the scorer; verdicts in the making are thrown away."""
         self._stop.set()
+        with suppress(Empty):
+            while True:
+                self._queue.get_nowait()
+        for _ in self._threads:
+            self._queue.put(None)
         self._scorer.close()
         for thread in self._threads:
             thread.join()
@@ -109,13 +115,9 @@ class ScoringThreads:
         self.check()
 
     def _work(self) -> None:
-        while not self._stop.is_set():
+        while (item := self._queue.get()) is not None:
             try:
-                writer, row = self._queue.get(timeout=POLL_SECONDS)
-            except Empty:
-                continue
-            try:
-                self._score(writer, row)
+                self._score(*item)
             except Exception as error:
                 self._failure = error
                 return
