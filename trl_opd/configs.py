@@ -70,6 +70,22 @@ class GRPOConfig(trl.GRPOConfig):
             Whether a prompt that several rows of a forward have in common (a group's, or its teacher's context) is
             encoded once. It acts where it saves tokens and the model's cache allows it; dropout masks are then shared
             as well.
+
+    > Parameters that control evaluation during training
+
+    Parameters:
+        eval_suite (`str`, *optional*):
+            A benchmark or a suite of the harness (`trl-opd eval list`) that is run on the current weights.
+        eval_suite_steps (`int`, *optional*):
+            Steps between two such runs.
+        eval_suite_n (`int`, *optional*):
+            Samples for each problem; the benchmark's protocol by default.
+        eval_suite_limit (`int`, *optional*):
+            The first problems only.
+        eval_suite_max_new_tokens (`int`, *optional*):
+            Longest completion; the benchmark's protocol by default.
+        eval_suite_data_dir (`str`, *optional*):
+            Folder with local copies of the data.
     """
 
     aggregation: str | None = field(
@@ -79,6 +95,22 @@ class GRPOConfig(trl.GRPOConfig):
     shared_prefix: bool = field(
         default=True,
         metadata={"help": "Whether a prompt that rows of a forward have in common is encoded once, where that saves."},
+    )
+
+    eval_suite: str | None = field(
+        default=None,
+        metadata={"help": "A benchmark or a suite of trl-opd eval that is run on the current weights during training."},
+    )
+    eval_suite_steps: int | None = field(default=None, metadata={"help": "Steps between two runs of eval_suite."})
+    eval_suite_n: int | None = field(
+        default=None, metadata={"help": "Samples for each problem of eval_suite. None for the benchmark's own."}
+    )
+    eval_suite_limit: int | None = field(default=None, metadata={"help": "The first problems of eval_suite only."})
+    eval_suite_max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Longest completion in eval_suite, in tokens. None for the benchmark's own."}
+    )
+    eval_suite_data_dir: str | None = field(
+        default=None, metadata={"help": "Folder with local copies of the data of eval_suite."}
     )
 
     def __post_init__(self):

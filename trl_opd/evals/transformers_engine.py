@@ -79,7 +79,7 @@ class TransformersEngine:
         )
         return model.to(local.device).eval()
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: a model in training is drawn from, too
     def _draw(self, batch: list[Prompt], sampling: Sampling) -> list[Generation]:
         device = torch.device(self.local.device)
         length = max(len(prompt.ids) for prompt in batch)

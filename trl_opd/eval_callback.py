@@ -1,0 +1,110 @@
+"""Evaluation during training: a suite on the current weights every few steps, stored as runs of the harness."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from trl.models import unwrap_model_for_generation
+
+from trl_opd.errors import UserError
+from trl_opd.evals.benchmark import Benchmark
+from trl_opd.evals.live_model import LiveEngine
+from trl_opd.evals.rows import load_rows
+from trl_opd.evals.runner import Summary, evaluate
+from trl_opd.evals.suites import load_suite
+
+FOLDER = "evaluations"
+
+
+def suite_of(config: Any) -> list[Benchmark]:
+    """The benchmarks that a configuration asks to be run during training, with their data checked; none is fine.
+
+    Raises:
+        UserError: The suite is unknown, its data are not there, or the settings do not go together.
+    """
+    if config.eval_suite is None:
+        others = ("eval_suite_steps", "eval_suite_n", "eval_suite_limit", "eval_suite_max_new_tokens")
+        given = [name for name in (*others, "eval_suite_data_dir") if getattr(config, name) is not None]
+        if given:
+            raise UserError(f"{given[0]} would be ignored without eval_suite: name a benchmark or a suite, or drop it.")
+        return []
+    if config.eval_suite_steps is None or config.eval_suite_steps < 1:
+        raise UserError(
+            f"eval_suite_steps is {config.eval_suite_steps}: set how many steps lie between two runs of "
+            f"{config.eval_suite}, at least 1."
+        )
+    benchmarks = [_configured(benchmark, config) for benchmark in load_suite(config.eval_suite)]
+    for benchmark in benchmarks:
+        load_rows(benchmark, _data_dir(config), config.eval_suite_limit)
+    return benchmarks
+
+
+class EvalSuiteCallback(TrainerCallback):
+    """Runs a suite after every `eval_suite_steps` steps and logs `eval/<benchmark>/avg@n` with the step's metrics.
+
+    The first process draws with `generate` on the unwrapped model, also where rollouts come from vLLM, and writes
+    `<output_dir>/evaluations/step-<n>-<fingerprint>/<benchmark>/`; the others wait for it. Weights, random numbers and
+    training metrics are left as they were.
+
+    Args:
+        trainer (`OnPolicyTrainer`): The trainer.
+        benchmarks (`list[Benchmark]`): What to run, see `suite_of`.
+
+    Raises:
+        UserError: The weights are spread over the processes.
+    """
+
+    def __init__(self, trainer: Any, benchmarks: list[Benchmark]) -> None:
+        plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+        if trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+            raise UserError(
+                "eval_suite needs whole weights in one process, which FSDP and ZeRO-3 do not have: drop it, and run "
+                "`trl-opd eval` on the checkpoints."
+            )
+        self.trainer = trainer
+        self.benchmarks = benchmarks
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % args.eval_suite_steps:
+            return
+        trainer = self.trainer
+        if trainer.accelerator.is_main_process:
+            with unwrap_model_for_generation(
+                trainer.model_wrapped,
+                trainer.accelerator,
+                gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+            ) as model:
+                summaries = self._evaluate(model, args, state.global_step)
+            for summary in summaries:
+                # Logged with the step's own metrics: a log of its own would take what they have gathered so far.
+                name = f"eval/{summary.benchmark}/avg@{summary.metrics.n}"
+                trainer._metrics["train"][name].append(summary.metrics.accuracy)
+        trainer.accelerator.wait_for_everyone()
+
+    def _evaluate(self, model: Any, args: Any, step: int) -> list[Summary]:
+        engine = LiveEngine(model, self.trainer.processing_class, f"{args.output_dir} at step {step}")
+        folder = Path(args.output_dir) / FOLDER / f"step-{step}-{engine.local.fingerprint[:8]}"
+        with engine.drawing():
+            return [
+                evaluate(
+                    benchmark,
+                    engine,
+                    folder / benchmark.name,
+                    seed=args.seed,
+                    limit=args.eval_suite_limit,
+                    data_dir=_data_dir(args),
+                    workers=1,
+                )
+                for benchmark in self.benchmarks
+            ]
+
+
+def _configured(benchmark: Benchmark, config: Any) -> Benchmark:
+    changes = {"n": config.eval_suite_n, "max_new_tokens": config.eval_suite_max_new_tokens}
+    given = {name: value for name, value in changes.items() if value is not None}
+    return replace(benchmark, protocol=replace(benchmark.protocol, **given))
+
+
+def _data_dir(config: Any) -> Path | None:
+    return None if config.eval_suite_data_dir is None else Path(config.eval_suite_data_dir)
