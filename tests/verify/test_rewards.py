@@ -1,7 +1,7 @@
 import pytest
 
 from trl_opd.errors import UserError
-from trl_opd.verify.rewards import math_reward
+from trl_opd.verify.rewards import choice_reward, math_reward, tool_use_reward
 
 
 def test_texts_and_conversations_get_the_same_rewards():
@@ -48,3 +48,20 @@ def test_a_missing_answer_column_is_refused():
         math_reward(completions=["5"])
     with pytest.raises(UserError, match="every row"):
         math_reward(completions=["5"], answer=[None])
+
+
+@pytest.mark.parametrize(
+    ("reward", "right", "wrong", "answer"),
+    [
+        (choice_reward, "<answer>B</answer>", "<answer>A</answer>", "B"),
+        (tool_use_reward, "Action: f\nAction Input: {}", "Action: g", '[{"Action": "f", "Action_Input": "{}"}]'),
+    ],
+)
+def test_choices_and_tool_calls_are_rewarded_and_logged_in_the_same_way(reward, right, wrong, answer):
+    logged = {}
+    conversations = [[{"role": "assistant", "content": text}] for text in (right, wrong, "none")]
+    assert reward(conversations, answer=[answer] * 3, log_extra=logged.__setitem__) == [1.0, 0.0, 0.0]
+    assert logged["verdict"] == ["correct", "wrong", "no answer"]
+    assert logged["feedback"][0] is None
+    with pytest.raises(UserError, match=f"{reward.__name__} needs"):
+        reward(["x"])

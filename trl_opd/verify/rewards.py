@@ -1,11 +1,14 @@
-"""The scorer as TRL reward functions."""
+"""The scorers of text as TRL reward functions."""
 
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from trl_opd.errors import UserError
+from trl_opd.verify.base import Verdict
+from trl_opd.verify.choice import verify_choice
 from trl_opd.verify.math import MathVerifier
+from trl_opd.verify.tool_use import verify_tool_use
 
 
 @cache
@@ -34,12 +37,55 @@ def math_reward(
     Raises:
         UserError: The data set has no `answer` column, or an answer in it is missing.
     """
+    return _rewards("math_reward", _verifier().verify_all, completions, answer, log_extra)
+
+
+def choice_reward(
+    completions: list[str] | list[list[dict[str, Any]]],
+    answer: list[str] | None = None,
+    log_extra: Callable[[str, list], None] | None = None,
+    **kwargs: Any,
+) -> list[float]:
+    """1.0 for a completion whose letter in the last `<answer>` is the reference letter, else 0.0.
+
+    Arguments, result and errors are those of `math_reward`.
+    """
+    return _rewards("choice_reward", _each(verify_choice), completions, answer, log_extra)
+
+
+def tool_use_reward(
+    completions: list[str] | list[list[dict[str, Any]]],
+    answer: list[str] | None = None,
+    log_extra: Callable[[str, list], None] | None = None,
+    **kwargs: Any,
+) -> list[float]:
+    """1.0 for a completion whose calls, in text, are the expected ones, see `trl_opd.verify.tool_use`, else 0.0.
+
+    Arguments, result and errors are those of `math_reward`.
+    """
+    return _rewards("tool_use_reward", _each(verify_tool_use), completions, answer, log_extra)
+
+
+VerifyAll = Callable[[list[tuple[str, str]]], list[Verdict]]
+
+
+def _each(verify: Callable[[str, str], Verdict]) -> VerifyAll:
+    return lambda pairs: [verify(completion, answer) for completion, answer in pairs]
+
+
+def _rewards(
+    name: str,
+    verify_all: VerifyAll,
+    completions: list[str] | list[list[dict[str, Any]]],
+    answer: list[str] | None,
+    log_extra: Callable[[str, list], None] | None,
+) -> list[float]:
     if answer is None:
-        raise UserError("math_reward needs a data set with an 'answer' column: rename the column with the references.")
+        raise UserError(f"{name} needs a data set with an 'answer' column: rename the column with the references.")
     if any(not isinstance(reference, str) for reference in answer):
-        raise UserError("math_reward needs a string in every row of the 'answer' column: convert or drop the others.")
+        raise UserError(f"{name} needs a string in every row of the 'answer' column: convert or drop the others.")
     texts = [completion if isinstance(completion, str) else _last_text(completion) for completion in completions]
-    verdicts = _verifier().verify_all(list(zip(texts, answer, strict=True)))
+    verdicts = verify_all(list(zip(texts, answer, strict=True)))
     if log_extra is not None:
         log_extra("extracted", [verdict.extracted or "" for verdict in verdicts])
         log_extra("verdict", [verdict.reason for verdict in verdicts])
