@@ -206,13 +206,14 @@ def _local_logps(
     return found
 
 
-def random_state() -> dict[str, Tensor | list[Tensor]]:
-    """The states of torch's random generators, as `restore_random_state` takes them."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+def random_state() -> tuple[Tensor, Tensor | None]:
+    """The states of torch's random generators, of the host and of this process's GPU."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
+def restore_random_state(state: tuple[Tensor, Tensor | None]) -> None:
     """Puts the generators back to where they were."""
-    torch.set_rng_state(state["cpu"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    host, gpu = state
+    torch.set_rng_state(host)
+    if gpu is not None:
+        torch.cuda.set_rng_state(gpu)

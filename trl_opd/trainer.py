@@ -306,7 +306,9 @@ class OnPolicyTrainer(_GRPOTrainer):
         self._count_cost(drawn, scores, mode)
         return batch
 
-    def _count_missing(self, missing: Tensor, signals: Signals, before: dict[str, Any], mode: str) -> None:
+    def _count_missing(
+        self, missing: Tensor, signals: Signals, before: tuple[Tensor, Tensor | None], mode: str
+    ) -> None:
         """Logs the share of rows without an answer; where no process has any, the run stops, its checkpoint saved.
 
         Raises:
