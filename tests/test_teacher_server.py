@@ -165,8 +165,10 @@ def test_a_request_that_takes_too_long_is_given_up(server):
 def test_a_server_lost_in_mid_run_stops_it_with_its_checkpoint_and_the_run_goes_on(server, tmp_path):
     from trl_opd.state import newest_checkpoint
 
-    undisturbed = train("opd", tmp_path / "undisturbed", server, steps=4, **K1)
-    options = {"teacher_model": None, "teacher_server": server.url, "teacher_server_retries": 2, "max_steps": 4} | K1
+    sampled = K1 | {"rollout_func": None}  # rollouts that depend on the random state
+    undisturbed = train("opd", tmp_path / "undisturbed", server, steps=4, **sampled)
+    options = {"teacher_model": None, "teacher_server": server.url, "teacher_server_retries": 2, "max_steps": 4}
+    options |= sampled
     trainer = make_trainer("opd", tmp_path / "run", **options)
     step = trainer.training_step
 
