@@ -302,6 +302,29 @@ def check_teacher(teacher_model: Any, reference_model: Any, config: Any, objecti
         )
 
 
+def check_zero3(config: Any, objective: Objective, adapter_off: bool, reference_given: bool) -> None:
+    """Refuses scorers that need weights of the student other than its own of the moment, or a copy of them.
+
+    Args:
+        config: The configuration.
+        objective (`Objective`): The objective.
+        adapter_off (`bool`): Whether the student without its adapter is the student at its start.
+        reference_given (`bool`): Whether a reference model was given as a model.
+
+    Raises:
+        `UserError`: Saying what works instead.
+    """
+    own_teacher = objective.teacher == "self" and not (adapter_off and config.teacher_weights == "frozen")
+    named = reference_given or getattr(config, "reference_model_name_or_path", None) is not None
+    own_reference = objective.uses_reference and not named and not adapter_off
+    if own_teacher or own_reference:
+        raise UserError(
+            "Under ZeRO-3 other weights than the student's own cannot be put into its place, so a frozen self teacher "
+            "or reference needs a fresh LoRA adapter, which is switched off, and averaged or live weights are not "
+            "supported; use FSDP2 or ZeRO-2."
+        )
+
+
 def check_domains(dataset: Any, config: Any) -> None:
     """Refuses rows whose domain has no teacher.
 

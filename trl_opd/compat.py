@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from trl import GRPOTrainer
 from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection
+from trl.trainer.utils import maybe_gather_lm_head_ctx as gathered_parameters
 from trl.trainer.utils import pad
 
 try:
@@ -19,6 +20,7 @@ except ImportError:  # PEFT is optional, as it is in TRL
 
 __all__ = [
     "CONTRACTS",
+    "gathered_parameters",
     "is_peft_model",
     "pad",
     "prepare_deepspeed",

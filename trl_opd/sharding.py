@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from trl_opd.compat import prepare_deepspeed, redirect_forward
+from trl_opd.compat import gathered_parameters, prepare_deepspeed, redirect_forward
 from trl_opd.tiled import Head
 
 
@@ -82,16 +82,19 @@ def whole(tensor: Tensor | None) -> Tensor | None:
     if isinstance(tensor, DTensor):
         return tensor.detach().full_tensor()
     if hasattr(tensor, "ds_id"):
-        from deepspeed.zero import GatheredParameters
-
-        with GatheredParameters([tensor]):
+        with gathered_parameters(tensor):
             return tensor.detach().clone()
     return tensor.detach()
 
 
-def held(head: Head) -> Head:
-    """What this process holds of a head, without its graph; a ZeRO-3 parameter is nothing but its own handle."""
-    return head if hasattr(head.weight, "ds_id") else head.detached()
+def held(head: Head, fleeting: bool) -> Head:
+    """What this process holds of a head, without its graph; a copy where the parameter will soon hold other values.
+
+    A ZeRO-3 parameter is nothing but its own handle, and never fleeting: what would make it so is refused.
+    """
+    if hasattr(head.weight, "ds_id"):
+        return head
+    return head.detached().cloned() if fleeting else head.detached()
 
 
 def whole_head(head: Head) -> Head:

@@ -51,7 +51,7 @@ class Scorer:
                 head = Head.of(causal_lm(self.model), self.temperature)
                 # Weights that are swapped into a spread student are written over its own, which then come back.
                 fleeting = self.live or (self.weights is not nullcontext and sharding.is_spread(self.model))
-                self._head = head.detached().cloned() if fleeting else sharding.held(head)
+                self._head = sharding.held(head, fleeting)
         return self._head
 
     @property
@@ -338,7 +338,9 @@ def adapter_is_identity(student: nn.Module) -> bool:
     """Whether the active adapter changes nothing, and trains nothing else: every LoRA B is zero."""
     factors = [p for name, p in student.named_parameters() if "lora_B" in name]
     trained = [name for name, p in student.named_parameters() if p.requires_grad]
-    return bool(factors) and all("lora_" in name for name in trained) and not any(p.detach().any() for p in factors)
+    return (
+        bool(factors) and all("lora_" in name for name in trained) and not any(sharding.whole(p).any() for p in factors)
+    )
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from trl_opd.teacher_states import KEEPERS, compact_states
 from trl_opd.teachers import (
     ByDomain,
     Scorer,
+    adapter_is_identity,
     causal_lm,
     check_same_vocabulary,
     external,
@@ -113,7 +114,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             processing_class,
             **kwargs,
         )
-        self._check_model()
+        self._check_model(reference_model)
         self.policy = PolicyGradient.of(args) if self.objective.uses_policy_gradient else None
         self.aggregation = checks.resolve_aggregation(args)
         self.scorers = self._make_scorers(teacher_model, reference_model, oracle)
@@ -134,11 +135,14 @@ class OnPolicyTrainer(_GRPOTrainer):
 
     # What is refused once the model is known
 
-    def _check_model(self) -> None:
+    def _check_model(self, reference_model: Any) -> None:
         if self._is_vlm:
             raise UserError("trl_opd trains text models only; this one takes images.")
         if sharding.fsdp_version(self.accelerator) == 1:
             raise UserError("FSDP1 is not supported; set fsdp_version: 2, see trainers/accelerate_configs/fsdp2.yaml.")
+        if sharding.zero_stage(self.accelerator) == 3:
+            adapter_off = is_peft_model(self.model) and adapter_is_identity(self.model)
+            checks.check_zero3(self.args, self.objective, adapter_off, reference_model is not None)
         if self.aux_loss_enabled:
             raise UserError(
                 "The router's auxiliary loss of this mixture-of-experts model is not supported; set "

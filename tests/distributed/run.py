@@ -88,6 +88,7 @@ def make_trainer(method: str, output_dir: Path | str, lora: bool = False, **over
         "train_dataset": Dataset.from_list(rows("train", 48)),
         "rollout_func": fixed_rollouts,
         "processing_class": tokenizer,
+        "model": make_model(tokenizer),
         "peft_config": LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None,
     }
     if method in EXTERNAL:
@@ -97,7 +98,7 @@ def make_trainer(method: str, output_dir: Path | str, lora: bool = False, **over
     common = {"per_device_train_batch_size": GLOBAL_BATCH, "shuffle_dataset": False, "max_steps": 3}
     config = getattr(trl_opd, METHODS[method].config)
     options = settings(output_dir, **(common | OPTIONS.get(method, {}) | overrides))
-    return getattr(trl_opd, METHODS[method].trainer)(make_model(tokenizer), args=config(**options), **arguments)
+    return getattr(trl_opd, METHODS[method].trainer)(args=config(**options), **arguments)
 
 
 def logged(trainer: OnPolicyTrainer) -> list[dict[str, float]]:

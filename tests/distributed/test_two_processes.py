@@ -50,7 +50,11 @@ def alone(folder):
 
 @pytest.mark.parametrize(("config", "case"), CASES)
 def test_two_processes_equal_one(config, case, together, alone, folder):
-    single, shared = alone(case), together[config][case]
+    assert_equal(config, case, alone(case), together[config][case], folder)
+
+
+def assert_equal(config: str, case: str, single: list[dict], shared: list[dict], folder: Path) -> None:
+    """What was logged and what was trained is the same."""
     assert len(single) == len(shared) == 3
     # A prompt that rows share is read once a forward, so more forwards may read more tokens.
     assert all(two["teacher_tokens"] >= one["teacher_tokens"] for one, two in zip(single, shared, strict=True))
@@ -76,3 +80,27 @@ def assert_parameters_equal(one: Path, two: Path) -> None:
         apart = (shared[name] - value).abs()
         assert apart.quantile(0.99) < 2e-5, name
         assert apart.max() < 2e-3, name
+
+
+def test_a_sharded_run_is_resumed_bit_by_bit_and_its_model_is_a_plain_one(tmp_path):
+    found = launch("cpu_fsdp2.yaml", "life", str(tmp_path))
+    assert found == dict.fromkeys(("losses", "average", "parameters", "average moved", "model", "sampled"), True)
+
+
+#: ZeRO-2 spreads no parameters; ZeRO-3 does, and takes no other weights of the student than its own.
+ZERO = {
+    "cpu_zero2.yaml": (
+        "grpo/2", "opd/3", "opsd", "opsd+half+lora", "opsd+trust", "opsd+live+topk", "opsd+lora+ema/2", "sdpo",
+        "sdpo+half", "srpo/3", "exopd+lora", "scope+half",
+    ),
+    "cpu_zero3.yaml": ("grpo/2", "grpo+lora", "opd/3", "opsd+lora", "opsd+half+lora", "exopd+lora", "scope+half"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ZERO)
+def test_zero_equals_one_process(config, alone, folder):
+    pytest.importorskip("deepspeed")
+    together = launch(config, "run", str(folder / config), "2", *ZERO[config], timeout=280, DS_ACCELERATOR="cpu")
+    for case in ZERO[config]:
+        assert_equal(config, case, alone(case), together[case], folder)

@@ -11,6 +11,7 @@ from trl_opd.errors import UserError
 #: Subcommand -> (module with a `main(argv) -> int`, what it does).
 COMMANDS = {
     "train": ("train", "train a model with one of the methods"),
+    "check": ("check", "say what a recipe is refused for and how much memory it takes"),
     "eval": ("eval", "evaluate a model on a benchmark or a suite"),
     "cache": ("cache", "score a fixed set of rollouts once, to train without the teacher"),
     "discover": ("discover", "search for the first right answer to hard questions with SDPO"),
