@@ -17,6 +17,7 @@ from trl_opd.boards.runs import FINISHED, MISSING, plan_runs, status_of
 from trl_opd.boards.spec import BASE_RUN, BoardSpec
 from trl_opd.boards.table import render_table
 from trl_opd.errors import UserError
+from trl_opd.evals.calibration import state_of
 
 FORMAT = 1
 SAMPLE_PROBLEMS = 4
@@ -63,6 +64,7 @@ def build_results(spec: BoardSpec, records: Sequence[RunRecord]) -> dict[str, An
         "baseline": spec.baseline,
         "seeds": spec.seeds,
         "evaluation": {key: value for key, value in evaluation.items() if value is not None},
+        "calibration": state_of(spec.evaluation.benchmark),
         "problems": problems,
         "answers": answers,
         "level": stats.LEVEL,

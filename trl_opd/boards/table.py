@@ -3,6 +3,7 @@
 from typing import Any
 
 from trl_opd.boards.spec import BASE_RUN
+from trl_opd.evals.calibration import UNCALIBRATED
 
 ABSENT = "-"
 MINUS = "\N{MINUS SIGN}"
@@ -59,7 +60,7 @@ def render_table(results: dict[str, Any]) -> str:
     ]  # fmt: skip
     lines = [f"# {_cell(results['title'])}", "", _row(head), _row(["---"] + ["--:"] * 4 + ["---"] + ["--:"] * 4)]
     lines += [_row(_cells(row)) for row in results["rows"]]
-    lines += ["", _footnote(results)]
+    lines += ["", _footnote(results), *(["", _cell(warning)] if (warning := uncalibrated(results)) else [])]
     absent = [run for run in results["runs"] if run["status"] != "finished" or run["not_comparable"]]
     if absent:
         lines += ["", "Not in the table above:", ""]
@@ -88,6 +89,13 @@ def _cells(row: dict[str, Any]) -> list[str]:
         duration(row["cost"]["seconds"]),
         memory(row["cost"]["peak_memory_bytes"]),
     ]
+
+
+def uncalibrated(results: dict[str, Any]) -> str:
+    """A warning where no published score was reproduced on the board's benchmark; empty elsewhere."""
+    if results["calibration"] != UNCALIBRATED:
+        return ""
+    return f"{results['evaluation']['benchmark']} is uncalibrated: no published score was reproduced with this harness."
 
 
 def _footnote(results: dict[str, Any]) -> str:

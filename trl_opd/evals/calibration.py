@@ -19,10 +19,13 @@ from trl_opd.evals.benchmark import Benchmark
 from trl_opd.evals.metrics import Interval
 from trl_opd.evals.records import from_mapping, suggest
 from trl_opd.evals.results import StoredRun
-from trl_opd.evals.suites import suites_dir
+from trl_opd.evals.suites import load_suite, names, suites_dir
 
 CALIBRATED, UNCALIBRATED, OWN = "calibrated", "uncalibrated", "own"
 """The three states of a benchmark; nobody publishes scores on our own."""
+
+LM_EVAL = "lm-eval/"
+"""What the name of a run of a task of lm-eval begins with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +137,13 @@ def status(benchmark: Benchmark, folder: Path | None = None) -> str:
     measured = [entry for entry in load_measured(folder) if entry.benchmark == benchmark.name]
     held = [entry.holds(published[entry.benchmark, entry.model]) for entry in measured]
     return CALIBRATED if held and all(held) else UNCALIBRATED
+
+
+def state_of(name: str) -> str | None:
+    """The state of a benchmark by the name that a run has; None for a task of lm-eval."""
+    if name in names():
+        return status(load_suite(name)[0])
+    return None if name.startswith(LM_EVAL) else UNCALIBRATED
 
 
 def measurement(run: StoredRun, benchmark: Benchmark, model: str, weights: str) -> Measured:

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from trl_opd.errors import UserError
+from trl_opd.evals.calibration import LM_EVAL
 from trl_opd.evals.lm_eval_engine import LmEvalEngine
 from trl_opd.evals.metrics import compute
 from trl_opd.evals.records import json_sha256, suggest
 from trl_opd.evals.runner import Summary
 from trl_opd.evals.store import RunStore
-
-PREFIX = "lm-eval/"
-"""What the benchmark of such a run is called, before the task's name."""
 
 
 def evaluate_task(
@@ -54,7 +52,7 @@ def evaluate_task(
     """
     loaded = _load(task, include_path)
     settings = {
-        "benchmark": PREFIX + task,
+        "benchmark": LM_EVAL + task,
         "engine": engine.identity(),
         "limit": limit,
         "seed": seed,
@@ -66,7 +64,7 @@ def evaluate_task(
             results = _run(loaded, engine, store.folder, limit, seed, chat)
             rows = _verdicts(task, results["samples"][task], metric)
             _keep(store, engine, rows)
-            summary = Summary(PREFIX + task, json_sha256(settings), _metrics(rows))
+            summary = Summary(LM_EVAL + task, json_sha256(settings), _metrics(rows))
             store.finish({**asdict(summary), "lm_eval": _plain(results["results"][task]), "metric": rows[0]["metric"]})
         return Summary.from_json(store.summary)
 

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from trl_opd.evals.calibration import state_of
 from trl_opd.evals.metrics import Interval, Metrics
 from trl_opd.evals.runner import Summary
 
@@ -27,6 +28,8 @@ def summary_table(model: str, summaries: Sequence[Summary], seen: Mapping[str, b
     columns = [_column(summary.metrics) for summary in summaries]
     for label in columns[0]:
         table.add_row(label, *(column[label] for column in columns))
+    states = [state_of(summary.benchmark) or "-" for summary in summaries]
+    table.add_row("against published scores", *states)
     if seen:
         flags = ["yes" if seen[summary.benchmark] else "no" for summary in summaries]
         table.add_row("public before the model's cutoff", *flags)
