@@ -6,7 +6,7 @@ import torch
 from tests.conftest import losses
 from tests.distributed.run import GLOBAL_BATCH, make_trainer
 from tests.test_methods_end_to_end import REVERSE, buffered, logged, record_reads
-from trl_opd.batches import pack
+from trl_opd.batches import pack, working_rows
 from trl_opd.encoding import backbone
 from trl_opd.errors import UserError
 from trl_opd.teacher_states import compact_states
@@ -92,7 +92,8 @@ def test_the_student_reads_each_row_once_for_its_loss(method, tmp_path):
     trainer = make_trainer(method, tmp_path, **THIRDS, max_steps=1, shared_prefix=False)
     read = count_rows(trainer)
     trainer.train()
-    assert read[True] == GLOBAL_BATCH
+    assert read[True] == sum(len(working_rows(batch)) or 1 for batch in trainer._buffered_inputs)
+    assert read[True] == GLOBAL_BATCH or method == "sdpo"
     assert "old_per_token_logps" not in trainer._buffered_inputs[0]
     # Without gradient it reads only as its own averaged teacher, or what perplexities are made of.
     needed = {"sdpo": "kl_weight", "srpo": "kl_weight", "scope": "ce_weight"}
@@ -100,13 +101,36 @@ def test_the_student_reads_each_row_once_for_its_loss(method, tmp_path):
     assert read[False] == expected
 
 
+@pytest.mark.parametrize("aggregation", ["token-global", "seq-mean", "seq-mean-live", "dr"])
+def test_rows_without_weight_are_not_forwarded_and_still_count(aggregation, tmp_path, monkeypatch):
+    runs = []
+    for folder in ("left out", "forwarded"):
+        # The only success of a group has nothing to read.
+        trainer = make_trainer("sdpo", tmp_path / folder, **THIRDS, aggregation=aggregation, max_steps=2)
+        route = trainer.objective.route
+
+        def all_counted(rollouts, has_context, route=route):
+            signals = route(rollouts, has_context)
+            signals.counted = torch.ones_like(signals.counted)
+            return signals
+
+        trainer.objective.route = all_counted
+        read = count_rows(trainer)
+        trainer.train()
+        runs.append((trainer, read[True]))
+        monkeypatch.setattr("trl_opd.trainer.working_rows", lambda batch: list(range(len(batch["prompt_ids"]))))
+    assert_same_run(runs[0][0], runs[1][0])
+    assert runs[0][1] < runs[1][1] == 2 * GLOBAL_BATCH
+
+
 @pytest.mark.parametrize(("method", "passes"), [("grpo", 1), ("scope", 1), ("exopd", 1), ("sdpo", 2)])
 def test_old_log_probabilities_are_taken_once_and_serve_all_who_need_them(method, passes, tmp_path):
     trainer = make_trainer(method, tmp_path, num_iterations=2, max_steps=2, shared_prefix=False)
     read = count_rows(trainer)
     trainer.train()
-    taught = int((buffered(trainer, "kl_weight") != 0).any(-1).sum()) if passes == 2 else 0
-    assert read == {True: 2 * GLOBAL_BATCH, False: GLOBAL_BATCH + taught}
+    taught = int((buffered(trainer, "kl_weight") != 0).any(-1).sum())
+    trained = taught if method == "sdpo" else GLOBAL_BATCH
+    assert read == {True: 2 * trained, False: GLOBAL_BATCH + (taught if passes == 2 else 0)}
 
 
 def test_the_engine_s_log_probabilities_are_not_taken_for_the_student_s(tmp_path):

@@ -53,10 +53,11 @@ def pack(micro_batches: list[Batch], per_step: int, share_prompts: bool) -> list
     packed = []
     for start in range(0, len(micro_batches), per_step):
         step = _joined(micro_batches[start : start + per_step])
-        lengths = step["completion_mask"].sum(-1).tolist()
-        prompts = [tuple(ids) for ids in prompt_ids(step)]
-        rows = [Row(i, ids, len(ids), length) for i, (ids, length) in enumerate(zip(prompts, lengths, strict=True))]
-        packed += [_picked(step, chosen) for chosen in chunks(rows, len(rows) // per_step, share_prompts)]
+        lengths, prompts = step["completion_mask"].sum(-1).tolist(), prompt_ids(step)
+        rows = [Row(row, (), 0, 0) for row in range(len(prompts))]  # idle rows are not forwarded: they cost nothing
+        for row in working_rows(step):
+            rows[row] = Row(row, tuple(prompts[row]), len(prompts[row]), lengths[row])
+        packed += [picked(step, chosen) for chosen in chunks(rows, len(rows) // per_step, share_prompts)]
     return packed
 
 
@@ -69,7 +70,15 @@ def _joined(batches: list[Batch]) -> Batch:
     return {name: join([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def _picked(batch: Batch, rows: list[int]) -> Batch:
+def working_rows(batch: Batch) -> list[int]:
+    """Rows with a weight in the loss."""
+    weighted = (batch["pg_weight"] != 0) | (batch["kl_weight"] != 0) | (batch["ce_weight"] != 0)
+    return weighted.any(-1).nonzero().squeeze(-1).tolist()
+
+
+def picked(batch: Batch, rows: list[int]) -> Batch:
+    """Some rows of a batch."""
+
     def pick(value: Any) -> Any:
         if isinstance(value, list):
             return [value[row] for row in rows]
@@ -105,7 +114,7 @@ def compact(batch: Batch, mask: Tensor, weights: Tensor, scorer_hidden: list[Ten
     corrected = weights * batch["importance_sampling_ratio"] if "importance_sampling_ratio" in batch else weights
     scorer_logps = [tensor[mask] for name, tensor in batch.items() if name.startswith("scorer_logps_")]
 
-    def picked(name: str) -> Tensor | None:
+    def unmasked(name: str) -> Tensor | None:
         return batch[name][mask] if name in batch else None
 
     advantages = batch["advantages"]
@@ -117,8 +126,8 @@ def compact(batch: Batch, mask: Tensor, weights: Tensor, scorer_hidden: list[Ten
         ce=(batch["ce_weight"] * corrected)[mask],
         penalty=(batch["pg_weight"] * weights)[mask],
         advantages=advantages[mask],
-        old_logps=picked("old_per_token_logps"),
-        ref_logps=picked("ref_per_token_logps"),
+        old_logps=unmasked("old_per_token_logps"),
+        ref_logps=unmasked("ref_per_token_logps"),
         scorer_logps=scorer_logps,
         scorer_hidden=scorer_hidden,
         scorer_support=(picked("support_ids").long(), picked("support_logps")) if "support_ids" in batch else None,

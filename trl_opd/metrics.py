@@ -12,8 +12,8 @@ from trl_opd.rollouts import Rollouts, Signals, text_of
 class TokenMeans:
     """Sums of per-token facts, from micro-batch to micro-batch; reduced over processes when the step is complete.
 
-    Facts named `distill/...` are means over the tokens with divergence weight, the others over all tokens. Of the
-    log-ratio the extremes are known as well.
+    Facts named `distill/...` are means over the tokens with divergence weight, the others over all tokens that
+    were forwarded. Of the log-ratio the extremes are known as well.
     """
 
     def __init__(self):

@@ -20,7 +20,7 @@ from trl import GRPOTrainer as _GRPOTrainer
 
 from trl_opd import checks, offsite, sharding
 from trl_opd.aggregation import COMPOSITION_DEPENDENT, Window, count, token_weights
-from trl_opd.batches import Batch, compact, loss_mask, pack, prompt_ids, signal_tensors, trimmed
+from trl_opd.batches import Batch, compact, loss_mask, pack, picked, prompt_ids, signal_tensors, trimmed, working_rows
 from trl_opd.compat import is_peft_model, redirect_forward, tokenize_prompts
 from trl_opd.encoding import completion_hidden, find_prefixes, prefix_obstacle
 from trl_opd.errors import UserError
@@ -468,7 +468,11 @@ class OnPolicyTrainer(_GRPOTrainer):
             batch["window_tokens"], batch["window_rows"] = windows[index // per_step]
 
     def _compute_loss(self, model, inputs):
-        inputs = trimmed(inputs)
+        weights = token_weights(inputs["counted"], self.aggregation, self._window(inputs))
+        # Rows without weight in the loss count in its denominator, and are not forwarded; but every process must run a
+        # forward, so one of them stands in where there is no other.
+        working = working_rows(inputs)
+        inputs = trimmed(picked(inputs | {"token_weights": weights}, working or [0]))
         module = self.accelerator.unwrap_model(model)
         # Outside the wrapped forward: a self teacher may swap weights of the same module.
         scorer_hidden = self._scorer_hidden(inputs)
@@ -476,7 +480,8 @@ class OnPolicyTrainer(_GRPOTrainer):
         # Nothing but the loss goes through the wrapper: mixed precision under FSDP rounds inputs and outputs.
         loss = redirect_forward(model, module, lambda: self._loss_in_forward(module, inputs, scorer_hidden, facts))
         exact, distilled = facts.pop("loss"), facts.pop("distilled")
-        self._log_facts(facts, distilled)
+        kept = slice(None) if working else slice(0)
+        self._log_facts({name: values[kept] for name, values in facts.items()}, distilled[kept])
         return loss + (exact - loss).detach()
 
     def _loss_in_forward(
@@ -485,13 +490,12 @@ class OnPolicyTrainer(_GRPOTrainer):
         """The micro-batch's share of the step's loss; runs inside the wrapped model's forward and fills `facts`."""
         student = causal_lm(module)
         mask = loss_mask(inputs).bool()
-        weights = token_weights(inputs["counted"], self.aggregation, self._window(inputs))
         prompt, width, prefixes = (inputs["prompt_ids"], inputs["prompt_mask"]), mask.shape[1], None
         if self.args.shared_prefix:
             prefixes = find_prefixes(student, *prompt, width, training=module.training)
 
         def in_head(hidden_NH: Tensor) -> Tensor:
-            tokens = compact(inputs, mask, weights, scorer_hidden)
+            tokens = compact(inputs, mask, inputs["token_weights"], scorer_hidden)
             scorer_heads = [sharding.whole_head(head) for head in self._scorer_heads[self._mode]]
             head = Head.of(student, self.temperature)
             common = self._common_vocabulary
