@@ -37,7 +37,8 @@ class DataArguments:
         system_prompt (`str`, *optional*):
             System turn before it.
         reward_funcs (`list[str]`, *optional*):
-            Reward functions: `math_reward` (needs an `answer` column), `testbed_reward`, or dotted import paths.
+            Reward functions: `math_reward` (needs an `answer` column), `code_reward` (a `tests` column),
+            `testbed_reward`, or dotted import paths.
     """
 
     dataset_name: str = field(
@@ -61,7 +62,11 @@ class DataArguments:
     )
     system_prompt: str | None = field(default=None, metadata={"help": "System turn before it."})
     reward_funcs: list[str] | None = field(
-        default=None, metadata={"help": "math_reward (needs an answer column), testbed_reward, or dotted import paths."}
+        default=None,
+        metadata={
+            "help": "math_reward (needs an answer column), code_reward (a tests column), testbed_reward, or dotted "
+            "import paths."
+        },
     )
 
 
@@ -189,8 +194,9 @@ def load_reward_functions(names: list[str] | None) -> list:
 
     from trl_opd.testbed.rewards import testbed_reward
     from trl_opd.verify.rewards import math_reward
+    from trl_opd.verify.rewards_code import code_reward
 
-    known = {"math_reward": math_reward, "testbed_reward": testbed_reward}
+    known = {"math_reward": math_reward, "code_reward": code_reward, "testbed_reward": testbed_reward}
     functions = []
     for name in names or []:
         if name in known:

@@ -1,10 +1,12 @@
 """What judges a benchmark's completions: one factory for each name that a benchmark's YAML file may give."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from trl_opd.evals.benchmark import Benchmark, Problem
 from trl_opd.verify import MathVerifier, Verdict, choice, scorer_version, tool_use
+from trl_opd.verify.code import CodeVerifier, code_scorer_version
 
 
 class Scorer(Protocol):
@@ -63,8 +65,31 @@ class TextScorer:
         """There is nothing to end."""
 
 
+class CodeScorer:
+    """Runs programs against tests, in the sandbox."""
+
+    def __init__(self, benchmark: Benchmark, workers: int) -> None:
+        self.dialect = benchmark.code.dialect
+        self.verifier = CodeVerifier(workers)
+        force = self.verifier.describe()
+        print(f"sandbox: {force['backend']}, self-test {force['self_test']}", file=sys.stderr)
+
+    def score(self, completion: str, problem: Problem) -> Verdict:
+        return self.verifier.verify(completion, self.dialect, problem.fields)
+
+    def identity(self) -> dict[str, Any]:
+        return {"dialect": self.dialect, "version": code_scorer_version(), "limits": self.verifier.limits.describe()}
+
+    def details(self) -> dict[str, Any]:
+        return self.verifier.describe()
+
+    def close(self) -> None:
+        """There is nothing to end: each program's process ends with its verdict."""
+
+
 SCORERS: dict[str, Callable[[Benchmark, int], Scorer]] = {
     "math": MathScorer,
+    "code": CodeScorer,
     "choice": lambda _benchmark, _workers: TextScorer(choice.RULES, choice.verify_choice),
     "tool-use": lambda _benchmark, _workers: TextScorer(tool_use.RULES, tool_use.verify_tool_use),
 }

@@ -18,7 +18,7 @@ from trl_opd.verify.code_tasks import CallsTask, Judgement
 from trl_opd.verify.sandbox import Limits, describe, open_sandbox, sandbox_name
 
 REFERENCE_FACTOR = 5.0
-"""A program may take this many times the processor time of the reference solution, where that is more than the limit."""
+"""A program may take this many times the reference solution's processor time, where that is more than the limit."""
 
 REFERENCE_SECONDS = 60.0
 """Processor time for a reference solution, which is trusted to end."""
@@ -100,7 +100,7 @@ class CodeVerifier:
         return self.limits.with_cpu_seconds(seconds)
 
     def _prepare(self, dialect: str, fields: Mapping[str, Any]) -> "_Prepared":
-        key = hashlib.sha256(json.dumps([dialect, fields], sort_keys=True, default=str).encode()).digest()
+        key = hashlib.sha256(json.dumps([dialect, dict(fields)], sort_keys=True, default=str).encode()).digest()
         with self._lock:
             if key not in self._problems:
                 self._problems[key] = _Prepared(make_problem(dialect, fields))
@@ -124,7 +124,7 @@ class _Prepared:
                 solved = replace(task, expected=tuple(call.value for call in ran.calls))
                 self.problem = replace(self.problem, task=solved)
                 self.reference_seconds = ran.cpu_seconds
-            return self.problem
+        return self.problem
 
     def measure(self, verifier: CodeVerifier) -> None:
         """Find the reference solution's time, if there is one and it is not known."""
@@ -175,5 +175,7 @@ class _Gate:
 def feedback(judgement: Judgement) -> str:
     """What an environment may tell a model of a failed program: the failing test, what was expected and what came."""
     head = {"wrong": "Wrong answer.", "timeout": "Time limit exceeded."}.get(judgement.reason, "The program failed.")
-    details = judgement.details or ((("Error", judgement.reason.removeprefix("error: ")),) if ":" in judgement.reason else ())
+    details = judgement.details
+    if not details and judgement.reason.startswith("error: "):
+        details = (("Error", judgement.reason.removeprefix("error: ")),)
     return "\n".join([head, *(f"{title}: {text}" for title, text in details)])

@@ -105,7 +105,7 @@ def _humanevalplus(fields: Mapping[str, Any]) -> CodeProblem:
     prompt, name, atol = fields["prompt"], fields["entry_point"], fields["atol"]
     task = CallsTask(
         name,
-        tuple([*fields["base_input"], *fields["plus_input"]]),
+        (*fields["base_input"], *fields["plus_input"]),
         is_root(atol) if name == "find_zero" else close_value(atol),
         reference=(prompt + fields["canonical_solution"],),
     )

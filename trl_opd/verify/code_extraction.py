@@ -21,8 +21,8 @@ def extract_code(text: str, names: Collection[str] = ()) -> str | None:
     """The program of a completion, or `None` where there is none.
 
     Of the fenced blocks of Python, or of no named language, after a model's thoughts (`</think>`): the last one that
-    defines one of `names`, else the last one. A block that is never closed runs to the end. Where there is no block, the
-    text itself.
+    defines one of `names`, else the last one. A block that is never closed runs to the end. Where there is no block,
+    the text itself.
 
     Args:
         text (`str`): The completion.
@@ -37,7 +37,9 @@ def extract_code(text: str, names: Collection[str] = ()) -> str | None:
 
 def defines(code: str, name: str) -> bool:
     """Whether a program has a function, a class or a variable of this name, not indented."""
-    return re.search(rf"^(?:(?:async[ \t]+)?def|class)[ \t]+{name}\b|^{name}[ \t]*=[^=]", code, re.MULTILINE) is not None
+    return (
+        re.search(rf"^(?:(?:async[ \t]+)?def|class)[ \t]+{name}\b|^{name}[ \t]*=[^=]", code, re.MULTILINE) is not None
+    )
 
 
 def complete(prompt: str, code: str, name: str) -> list[str]:

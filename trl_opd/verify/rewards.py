@@ -84,7 +84,7 @@ def _rewards(
         raise UserError(f"{name} needs a data set with an 'answer' column: rename the column with the references.")
     if any(not isinstance(reference, str) for reference in answer):
         raise UserError(f"{name} needs a string in every row of the 'answer' column: convert or drop the others.")
-    texts = [completion if isinstance(completion, str) else _last_text(completion) for completion in completions]
+    texts = [completion if isinstance(completion, str) else last_text(completion) for completion in completions]
     verdicts = verify_all(list(zip(texts, answer, strict=True)))
     if log_extra is not None:
         log_extra("extracted", [verdict.extracted or "" for verdict in verdicts])
@@ -93,7 +93,7 @@ def _rewards(
     return [float(verdict.correct) for verdict in verdicts]
 
 
-def _last_text(messages: list[dict[str, Any]]) -> str:
+def last_text(messages: list[dict[str, Any]]) -> str:
     """The text of the last message; a turn that only calls tools has none."""
     content = messages[-1].get("content") or ""
     if isinstance(content, str):

@@ -1,7 +1,7 @@
 """Bubblewrap: namespaces of the program's own, in which there is nothing but what it needs.
 
-As root, bubblewrap makes the namespaces without a user namespace, so that an interpreter in a private home can be shown,
-and the program then becomes a user of its own: the kernel counts no threads of root. As another user, the user
+As root, bubblewrap makes the namespaces without a user namespace, so that an interpreter in a private home can be
+shown, and the program then becomes a user of its own: the kernel counts no threads of root. As another user, the user
 namespace does the same.
 """
 

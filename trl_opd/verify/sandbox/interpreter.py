@@ -12,7 +12,13 @@ PACKAGES = ("numpy",)
 """The packages that programs may import beside the standard library, where they are installed."""
 
 _FLAGS = ("-s", "-S", "-P", "-B", "-X", "utf8")
-ENVIRONMENT = {"HOME": "/tmp", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+ENVIRONMENT = {
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONHASHSEED": "0",
+}
 """All of a program's environment. Hashes are fixed, so that the order of a set is the same in every run."""
 
 

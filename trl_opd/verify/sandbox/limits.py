@@ -12,8 +12,8 @@ class Limits:
     """What one program may use; the kernel enforces all but the wall-clock and the output, which we do.
 
     Attributes:
-        cpu_seconds (`float`): Processor time, rounded up to whole seconds. It is the limit that decides a verdict, since
-            it does not depend on the load of the machine.
+        cpu_seconds (`float`): Processor time, rounded up to whole seconds. It is the limit that decides a verdict,
+            since it does not depend on the load of the machine.
         memory_bytes (`int`): Address space.
         output_bytes (`int`): What it may write to its streams, together.
         file_bytes (`int`): One file, and all files of its private folder together where a namespace gives it one.

@@ -44,17 +44,19 @@ def restrict(spec: dict) -> None:
     kernel.seccomp(seccomp.build_filter(os.getpid()))
 
 
+_CAPSET = {"x86_64": 126, "aarch64": 91}
+_NUMBER_OF_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # by Landlock's ABI; later ones brought none
+
+
 class _Kernel:
     """The few system calls for which Python has no function; all fail loudly."""
 
     _PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 8, 22, 38
-    _CAPSET = {"x86_64": 126, "aarch64": 91}
     _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
     _CAPABILITY_VERSION, _CAP_DAC_READ_SEARCH, _SIGKILL = 0x20080522, 1 << 2, 9
 
-    # linux/landlock.h; rights by the ABI that brought them
+    # linux/landlock.h
     _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
-    _ALL_FILE_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
     _MAKE_SPECIAL = (1 << 6) | (1 << 9) | (1 << 10) | (1 << 11)  # devices, sockets, pipes
     _TCP = 3  # bind and connect, from ABI 4 on
     _SCOPES = 3  # abstract sockets and signals, from ABI 6 on
@@ -84,7 +86,7 @@ class _Kernel:
         u32 = self.c.c_uint32
         keep = self._CAP_DAC_READ_SEARCH
         header, data = (u32 * 2)(self._CAPABILITY_VERSION, 0), (u32 * 6)(keep, keep, 0, 0, 0, 0)
-        self._call(self._CAPSET[os.uname().machine], header, data)
+        self._call(_CAPSET[os.uname().machine], header, data)
 
     def die_with_parent(self, parent: int) -> None:
         self._prctl(self._PR_SET_PDEATHSIG, self._SIGKILL, 0, 0, 0)
@@ -97,7 +99,7 @@ class _Kernel:
     def landlock(self, spec: dict) -> None:
         c = self.c
         version = self._call(self._CREATE_RULESET, None, c.c_size_t(0), c.c_uint32(1))
-        files = self._ALL_FILE_RIGHTS[min(version, 5)]
+        files = (1 << _NUMBER_OF_FILE_RIGHTS[min(version, 5)]) - 1
         handled = (c.c_uint64 * 3)(files, self._TCP if version >= 4 else 0, self._SCOPES if version >= 6 else 0)
         size = 8 if version < 4 else 16 if version < 6 else 24
         ruleset = self._call(self._CREATE_RULESET, handled, c.c_size_t(size), c.c_uint32(0))

@@ -25,7 +25,7 @@ class Channel:
 
     def __init__(self, requests: int, replies: int) -> None:
         self._requests = requests
-        self._replies = open(replies, "rb")  # open for as long as this process runs
+        self._replies = os.fdopen(replies, "rb")
         self.broken: str | None = None
         self.call: str | None = None
 
@@ -48,7 +48,9 @@ class Channel:
         """
         line = self._replies.readline(wire.LINE_LIMIT)
         if not line.endswith(b"\n"):
-            self._end("the program ended its process" if len(line) < wire.LINE_LIMIT else "the program returned too much")
+            self._end(
+                "the program ended its process" if len(line) < wire.LINE_LIMIT else "the program returned too much"
+            )
         try:
             kind, value = wire.loads(line, self._remote)
         except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, MemoryError):

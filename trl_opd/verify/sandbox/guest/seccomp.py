@@ -1,7 +1,7 @@
 """A seccomp filter that lets a program compute and read and write files, and little else.
 
-Written as classic BPF, which both bubblewrap (`--seccomp`) and the kernel take as it is: no library is needed. It denies
-new processes (threads stay possible), sockets other than a connected pair, all that looks into or signals other
+Written as classic BPF, which both bubblewrap (`--seccomp`) and the kernel take as it is: no library is needed. It
+denies new processes (threads stay possible), sockets other than a connected pair, all that looks into or signals other
 processes, and the corners of the kernel that a program which solves a puzzle never needs.
 """
 
