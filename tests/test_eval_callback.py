@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 from tests.conftest import digit_reward, losses, make_model, settings
 from trl_opd import GRPOConfig, GRPOTrainer
 from trl_opd.errors import UserError
-from trl_opd.eval_callback import EvalSuiteCallback, suite_of
+from trl_opd.eval_callback import suite_of
 from trl_opd.evals.live_model import LiveEngine, weights_fingerprint
 from trl_opd.evals.runner import evaluate
 from trl_opd.evals.suites import load_suite
@@ -20,9 +20,6 @@ SUITE = {"eval_suite": "arithmetic", "eval_suite_steps": 2, "eval_suite_limit": 
 def train(tmp_path, tokenizer, dataset, **options):
     config = GRPOConfig(**settings(tmp_path, **options))
     trainer = GRPOTrainer(make_model(tokenizer), digit_reward, config, dataset, processing_class=tokenizer)
-    benchmarks = suite_of(config)
-    if benchmarks:
-        trainer.add_callback(EvalSuiteCallback(trainer, benchmarks))
     trainer.train()
     return trainer
 

@@ -24,6 +24,7 @@ from trl_opd.batches import Batch, compact, loss_mask, pack, picked, prompt_ids,
 from trl_opd.compat import is_peft_model, redirect_forward, tokenize_prompts
 from trl_opd.encoding import completion_hidden, find_prefixes, prefix_obstacle
 from trl_opd.errors import UserError
+from trl_opd.eval_callback import EvalSuiteCallback, suite_of
 from trl_opd.loss import token_loss
 from trl_opd.metrics import TokenMeans, signal_shares
 from trl_opd.objectives import OBJECTIVES
@@ -103,6 +104,7 @@ class OnPolicyTrainer(_GRPOTrainer):
         checks.check_teacher(teacher_model, reference_model, args, self.objective)
         checks.check_domains(train_dataset, args)
         checks.check_vocabularies(model, processing_class, teacher_model, args)
+        suite = suite_of(args)
         oracle = offsite.connect(args, self.objective, checks.tokenizer_before_loading(model, processing_class))
         self.has_rewards = bool(reward_funcs)
         super().__init__(
@@ -115,6 +117,8 @@ class OnPolicyTrainer(_GRPOTrainer):
             **kwargs,
         )
         self._check_model(reference_model)
+        if suite:
+            self.add_callback(EvalSuiteCallback(self, suite))
         self.policy = PolicyGradient.of(args) if self.objective.uses_policy_gradient else None
         self.aggregation = checks.resolve_aggregation(args)
         self.scorers = self._make_scorers(teacher_model, reference_model, oracle)

@@ -159,11 +159,9 @@ def _train(name: str, data_args, config, model_args) -> int:
 def _run(name: str, folder, data_args, config, model_args) -> None:
     import trl_opd
     from trl_opd.data import load_reward_functions
-    from trl_opd.eval_callback import EvalSuiteCallback, suite_of
     from trl_opd.run_log import RunRecorder, peak_memory_bytes
     from trl_opd.state import newest_checkpoint, resumable
 
-    benchmarks = suite_of(config)
     dataset = _training_data(data_args, config)
 
     kind = getattr(trl_opd, method(name).trainer)
@@ -176,8 +174,6 @@ def _run(name: str, folder, data_args, config, model_args) -> None:
         trainer.accelerator.print(f"resuming from {checkpoint}", flush=True)
     folder.start(resumed_step=int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0)
     trainer.add_callback(RunRecorder(folder, trainer))
-    if benchmarks:
-        trainer.add_callback(EvalSuiteCallback(trainer, benchmarks))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(folder.path / "model"))
     steps = trainer.state.global_step
