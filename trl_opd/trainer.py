@@ -106,6 +106,8 @@ class OnPolicyTrainer(_GRPOTrainer):
         checks.check_vocabularies(model, processing_class, teacher_model, args)
         suite = suite_of(args)
         oracle = offsite.connect(args, self.objective, checks.tokenizer_before_loading(model, processing_class))
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # the loss reaches every trained parameter, also with an adapter
         self.has_rewards = bool(reward_funcs)
         super().__init__(
             model,

@@ -28,4 +28,5 @@ def launch(config: str, module: str, *arguments: str, timeout: float = 150, **en
     results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert results, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "find_unused_parameters" not in done.stderr, "DDP looks for unused parameters, and there are none"
     return json.loads(results[-1].removeprefix("RESULT "))
