@@ -324,7 +324,7 @@ def test_another_file_is_refused_in_one_sentence(tmp_path, text, fragment):
         load(tmp_path / "missing.json")
 
 
-def uncapped(logps, rows, tokens, objective):
+def uncapped(logps, old_logps, objective):
     return torch.ones_like(logps)
 
 
@@ -336,7 +336,7 @@ MUTATIONS = {
     "flipped KL": (Divergence, "over_vocabulary", lambda self, p, q: divergences.reverse_kl(q, p), {"dense"}),
     "flipped closed form": (Divergence, "closed_form", lambda self, p, q: closed_forms.reverse_kl(q, p), {"tiled"}),
     "flipped support": (Divergence, "over_support", lambda self, p, q: p.sum(-1) - q.sum(-1), {"dense", "tiled"}),
-    "no cap": ("trl_opd.loss", "_importance", uncapped, {"tiled"}),
+    "no cap": ("trl_opd.loss", "importance_of", uncapped, {"tiled"}),
     "another denominator": (
         "trl_opd.conformance",
         "token_weights",

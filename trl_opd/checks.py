@@ -372,3 +372,14 @@ def check_vocabularies(model: Any, processing_class: Any, teacher_model: Any, co
         return
     for name in teachers:
         check_same_vocabulary(student, AutoTokenizer.from_pretrained(name), name)
+
+
+def check_adapter(peft_config: Any) -> None:
+    """Refuses an adapter on the LM head before the model is loaded; TRL refuses it after."""
+    targets = getattr(peft_config, "target_modules", None) or ()
+    named = [targets] if isinstance(targets, str) else list(targets)
+    if any(name.split(".")[-1] == "lm_head" for name in named):
+        raise UserError(
+            "target_modules names lm_head, but log-probabilities are computed from the head's own weight, so that its "
+            "adapter would never be trained; remove lm_head from target_modules."
+        )

@@ -7,7 +7,10 @@ one place.
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+from torch import Tensor
 from trl import GRPOTrainer
+from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import maybe_gather_lm_head_ctx as gathered_parameters
@@ -20,6 +23,8 @@ except ImportError:  # PEFT is optional, as it is in TRL
 
 __all__ = [
     "CONTRACTS",
+    "chunked_divergence",
+    "chunked_logps",
     "gathered_parameters",
     "is_peft_model",
     "pad",
@@ -38,6 +43,27 @@ CONTRACTS = {
     "_tokenize_prompts": ("self", "prompts"),
     "_save_checkpoint": ("self", "model", "trial"),
 }
+
+
+#: Vocabulary entries that TRL's log-probability kernel projects at a time, as TRL sets it.
+_CHUNK_SIZE = 32768
+
+
+def chunked_logps(hidden_NH: Tensor, head, ids_N: Tensor) -> tuple[Tensor, Tensor]:
+    """TRL's kernel: log-probabilities of the sampled tokens, and entropies without gradient, `[N]` each."""
+    logps, entropy, *_ = ChunkedLogProbFunction.apply(
+        hidden_NH, head.weight, head.bias, ids_N, head.temperature, _CHUNK_SIZE, head.softcap, head.scale, ("entropy",)
+    )
+    return logps, entropy.detach()
+
+
+def chunked_divergence(student_NH: Tensor, student_head, teacher_NH: Tensor, teacher_head, beta: float) -> Tensor:
+    """TRL's kernel: the divergence of each token over the whole vocabulary, `[N]`; 0 forward KL, 1 reverse KL."""
+    value, _ = ChunkedDivergenceFunction.apply(
+        student_NH, student_head.weight, student_head.bias, teacher_NH, teacher_head.weight, teacher_head.bias, beta,
+        student_head.temperature, student_head.scale, student_head.softcap, teacher_head.scale, teacher_head.softcap,
+    )  # fmt: skip
+    return value
 
 
 def is_peft_model(model) -> bool:

@@ -70,6 +70,10 @@ class GRPOConfig(trl.GRPOConfig):
             Whether a prompt that several rows of a forward have in common (a group's, or its teacher's context) is
             encoded once. It acts where it saves tokens and the model's cache allows it; dropout masks are then shared
             as well.
+        loss_kernel (`str`, *optional*, defaults to `"auto"`):
+            `"tiled"`: the package's own, for every objective; `"trl"`: TRL's chunked kernels, for a policy gradient
+            alone and for whole-vocabulary divergences without clips. `"auto"` is `"tiled"`, everywhere: on a CPU it is
+            the faster one, and on a GPU, where TRL's are written in Triton, the two were not measured.
 
     > Parameters that control evaluation during training
 
@@ -95,6 +99,10 @@ class GRPOConfig(trl.GRPOConfig):
     shared_prefix: bool = field(
         default=True,
         metadata={"help": "Whether a prompt that rows of a forward have in common is encoded once, where that saves."},
+    )
+    loss_kernel: str = field(
+        default="auto",
+        metadata={"help": "What computes the loss: tiled, trl (TRL's kernels, where they apply) or auto (tiled)."},
     )
 
     eval_suite: str | None = field(

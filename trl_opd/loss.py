@@ -11,7 +11,7 @@ written accordingly, with no graph over the vocabulary:
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -189,8 +189,13 @@ class _TileLoss:
 
     def __call__(self, logps_nV: Tensor, rows: Tensor, wants_gradient: bool) -> tuple[Tensor, Facts]:
         tile = self._tile(logps_nV, rows)
-        on_own = _Kept.of(self.tokens.ids[rows, None], tile.own[:, None], lambda own: self._on_own(own, tile))
-        loss, facts, on_live, scorers = on_own.loss, on_own.facts, None, []
+        tokens = picked(self.tokens, rows)
+        kept = _Kept.of(
+            tokens.ids[:, None],
+            tile.own[:, None],
+            lambda own: on_own(own.squeeze(-1), tokens, tile.importance, self.policy),
+        )
+        loss, facts, on_live, scorers = kept.loss, kept.facts, None, []
         if self.divergence is not None:
             if self.divergence.sampled:
                 on_live = self._sampled(tile)
@@ -201,13 +206,14 @@ class _TileLoss:
             if on_live is not None:
                 loss = loss + on_live.loss
                 facts |= _widened(on_live.facts, len(rows))
-            facts |= _widened(self._capped(tile), len(rows))
-        whole_loss, whole_facts = self._finish(tile, scorers, on_own, on_live, wants_gradient)
+            facts |= _widened(capped(tile.importance[: tile.live], self.objective), len(rows))
+        whole_loss, whole_facts = self._finish(tile, scorers, kept, on_live, wants_gradient)
         return loss + whole_loss, facts | whole_facts
 
     def _tile(self, logps_nV: Tensor, rows: Tensor) -> _Tile:
         own = _at(logps_nV, self.tokens.ids[rows])
-        importance = _importance(own, rows, self.tokens, self.objective)
+        old_logps = None if self.tokens.old_logps is None else self.tokens.old_logps[rows]
+        importance = importance_of(own, old_logps, self.objective)
         weights = self.tokens.kl[rows]
         live = int((weights != 0).sum())
         cut = self.divergence is not None and self.vocabulary < logps_nV.shape[-1]
@@ -222,22 +228,6 @@ class _TileLoss:
         )
 
     # Parts that read a few entries of each row
-
-    def _on_own(self, own_n1: Tensor, tile: _Tile) -> tuple[Tensor, Facts]:
-        """Likelihood and policy gradient, from the sampled tokens' log-probabilities."""
-        logps, rows, tokens, policy = own_n1.squeeze(-1), tile.rows, self.tokens, self.policy
-        loss = -(tokens.ce[rows] * tile.importance * logps).sum()
-        if policy is None:
-            return loss, {}
-        advantages = tokens.advantages[rows]
-        old_logps = logps.detach() if tokens.old_logps is None else tokens.old_logps[rows]
-        loss = loss + (tokens.pg[rows] * policy.surrogate(logps, old_logps, advantages)).sum()
-        facts = policy.facts(logps, old_logps, advantages)
-        if tokens.ref_logps is not None:
-            penalty = policy.penalty(logps, old_logps, tokens.ref_logps[rows])
-            loss = loss + policy.beta * (tokens.penalty[rows] * penalty).sum()
-            facts["kl"] = penalty
-        return loss, facts
 
     def _sampled(self, tile: _Tile) -> _Kept:
         """A sampled estimator of the divergence."""
@@ -282,10 +272,10 @@ class _TileLoss:
     # The part over the whole vocabulary, and the gradient of everything
 
     def _finish(
-        self, tile: _Tile, scorers: list[Tensor], on_own: _Kept, on_live: _Kept | None, wants_gradient: bool
+        self, tile: _Tile, scorers: list[Tensor], kept: _Kept, on_live: _Kept | None, wants_gradient: bool
     ) -> tuple[Tensor, Facts]:
         """Loss and facts over the vocabulary; overwrites the tile with the gradient with respect to its logits."""
-        pulls = on_own.gradient.sum(-1)
+        pulls = kept.gradient.sum(-1)
         inside = None if on_live is None else on_live.gradient.sum(-1)
         if inside is not None and tile.log_mass is None:
             pulls[: tile.live] += inside
@@ -310,7 +300,7 @@ class _TileLoss:
             if gradient is not None:
                 common += gradient
         if wants_gradient:
-            tile.logps.scatter_add_(-1, on_own.ids, on_own.gradient)
+            tile.logps.scatter_add_(-1, kept.ids, kept.gradient)
             if on_live is not None:
                 tile.logps[: tile.live].scatter_add_(-1, on_live.ids, on_live.gradient)
         facts = {name: torch.cat([part[name] for part in found]) for name in (found[0] if found else ())}
@@ -350,11 +340,11 @@ class _TileLoss:
         rows = slice(tile.live) if rows is None else rows
         return tile.inside(tile.own[rows], rows) - target
 
-    def _capped(self, tile: _Tile) -> Facts:
-        cap = self.objective.importance_cap
-        if cap is None or not math.isfinite(cap):
-            return {}
-        return {"distill/importance_capped": (tile.importance[: tile.live] >= cap).to(tile.own.dtype)}
+
+def picked(tokens: Tokens, rows: Tensor) -> Tokens:
+    """Some of the tokens, in what concerns the student alone."""
+    own = {name: value[rows] for name, value in vars(tokens).items() if isinstance(value, Tensor)}
+    return replace(tokens, **own)
 
 
 def _at(logps_nV: Tensor, ids_n: Tensor) -> Tensor:
@@ -362,12 +352,36 @@ def _at(logps_nV: Tensor, ids_n: Tensor) -> Tensor:
     return logps_nV.gather(-1, ids_n[:, None]).squeeze(-1)
 
 
-def _importance(logps: Tensor, rows: Tensor, tokens: Tokens, objective: Objective) -> Tensor:
-    """min(p / p_old, cap), detached: 1 where the rollout batch serves one update."""
-    if objective.importance_cap is None or tokens.old_logps is None:
+def importance_of(logps: Tensor, old_logps: Tensor | None, objective: Objective) -> Tensor:
+    """min(p / p_old, cap), detached, `[n]`: 1 where the rollout batch serves one update."""
+    logps = logps.detach()
+    if objective.importance_cap is None or old_logps is None:
         return torch.ones_like(logps)
-    log_ratio = (logps.detach() - tokens.old_logps[rows]).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    log_ratio = (logps - old_logps).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return log_ratio.exp().clamp(max=objective.importance_cap)
+
+
+def capped(importance: Tensor, objective: Objective) -> Facts:
+    """Which tokens the cap on the importance weight acts on, where there is one."""
+    cap = objective.importance_cap
+    if cap is None or not math.isfinite(cap):
+        return {}
+    return {"distill/importance_capped": (importance >= cap).to(importance.dtype)}
+
+
+def on_own(logps: Tensor, tokens: Tokens, importance: Tensor, policy: PolicyGradient | None) -> tuple[Tensor, Facts]:
+    """Likelihood and policy gradient from the sampled tokens' log-probabilities `[n]`: weighted sum, and facts."""
+    loss = -(tokens.ce * importance * logps).sum()
+    if policy is None:
+        return loss, {}
+    old_logps = logps.detach() if tokens.old_logps is None else tokens.old_logps
+    loss = loss + (tokens.pg * policy.surrogate(logps, old_logps, tokens.advantages)).sum()
+    facts = policy.facts(logps, old_logps, tokens.advantages)
+    if tokens.ref_logps is not None:
+        penalty = policy.penalty(logps, old_logps, tokens.ref_logps)
+        loss = loss + policy.beta * (tokens.penalty * penalty).sum()
+        facts["kl"] = penalty
+    return loss, facts
 
 
 def _by_autograd(divergence, student: Distribution, target: Distribution) -> ClosedForm:

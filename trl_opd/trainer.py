@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 from trl import GRPOTrainer as _GRPOTrainer
 
-from trl_opd import checks, offsite, sharding
+from trl_opd import checks, loss_trl, offsite, sharding
 from trl_opd.aggregation import COMPOSITION_DEPENDENT, Window, count, token_weights
 from trl_opd.batches import Batch, compact, loss_mask, pack, picked, prompt_ids, signal_tensors, trimmed, working_rows
 from trl_opd.compat import is_peft_model, redirect_forward, tokenize_prompts
@@ -90,6 +90,8 @@ class OnPolicyTrainer(_GRPOTrainer):
             raise UserError(f"args is missing; pass a {type(self).__name__.replace('Trainer', 'Config')}.")
         self.objective = OBJECTIVES[self.method](args)
         checks.check_config(args, self.objective)
+        loss_trl.check_kernel(args.loss_kernel, self.objective)
+        checks.check_adapter(kwargs.get("peft_config"))
         offsite.check_settings(args, self.objective)
         self.replays = offsite.place(args) == "teacher_cache"
         if self.replays:
@@ -123,6 +125,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             self.add_callback(EvalSuiteCallback(self, suite))
         self.policy = PolicyGradient.of(args) if self.objective.uses_policy_gradient else None
         self.aggregation = checks.resolve_aggregation(args)
+        self._token_loss = loss_trl.token_loss if args.loss_kernel == "trl" else token_loss
         self.scorers = self._make_scorers(teacher_model, reference_model, oracle)
         if self.scorers:
             self._teacher_prompts = self._make_teacher_prompts()
@@ -505,7 +508,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             scorer_heads = [sharding.whole_head(head) for head in self._scorer_heads[self._mode]]
             head = Head.of(student, self.temperature)
             common = self._common_vocabulary
-            loss, found = token_loss(hidden_NH, head, tokens, self.objective, self.policy, scorer_heads, common)
+            loss, found = self._token_loss(hidden_NH, head, tokens, self.objective, self.policy, scorer_heads, common)
             facts.update(found, loss=loss.detach(), distilled=tokens.kl != 0)
             return loss
 
