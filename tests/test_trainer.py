@@ -6,10 +6,11 @@ import pytest
 import torch
 from datasets import Dataset
 from trl import GRPOTrainer as TRLTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 
 from tests.conftest import digit_reward, losses, make_model, settings
 from trl_opd import GRPOConfig, GRPOTrainer, OPDConfig, OPDTrainer, OPSDConfig, OPSDTrainer
-from trl_opd.compat import CONTRACTS
+from trl_opd.compat import CONTRACTS, ENGINE_CONTRACTS
 from trl_opd.contexts import Context
 from trl_opd.errors import UserError
 from trl_opd.rollouts import Prompt, Rollouts
@@ -36,10 +37,15 @@ class SamePrompt(Context):
         return list(rollouts.prompts)
 
 
-@pytest.mark.parametrize("name", CONTRACTS)
-def test_contract_with_trl(name):
-    parameters = tuple(inspect.signature(getattr(TRLTrainer, name)).parameters)
-    assert parameters == CONTRACTS[name]
+@pytest.mark.parametrize(
+    ("owner", "name", "parameters"),
+    [
+        *((TRLTrainer, *contract) for contract in CONTRACTS.items()),
+        *((VLLMGeneration, *contract) for contract in ENGINE_CONTRACTS.items()),
+    ],
+)
+def test_contract_with_trl(owner, name, parameters):
+    assert tuple(inspect.signature(getattr(owner, name)).parameters) == parameters
 
 
 def test_opsd_trains_without_rewards_and_keeps_its_teacher(tmp_path, student, tokenizer, dataset):

@@ -4,11 +4,12 @@
 one place.
 """
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 
 from torch import Tensor
 from trl import GRPOTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.models import prepare_deepspeed
@@ -23,13 +24,17 @@ except ImportError:  # PEFT is optional, as it is in TRL
 
 __all__ = [
     "CONTRACTS",
+    "ENGINE_CONTRACTS",
     "chunked_divergence",
     "chunked_logps",
+    "end_engine",
     "gathered_parameters",
     "is_peft_model",
     "pad",
     "prepare_deepspeed",
+    "probe_engine",
     "redirect_forward",
+    "reload_engine",
     "render_prompts",
     "tokenize_prompts",
 ]
@@ -42,6 +47,13 @@ CONTRACTS = {
     "_prepare_inputs": ("self", "generation_batch"),
     "_tokenize_prompts": ("self", "prompts"),
     "_save_checkpoint": ("self", "model", "trial"),
+}
+
+#: The same for `VLLMGeneration`, TRL's hold on a vLLM engine.
+ENGINE_CONTRACTS = {
+    "sync_weights": ("self",),
+    "generate": ("self", "prompts", "images", "num_generations", "profiler"),
+    "_iter_named_params": ("self",),
 }
 
 
@@ -98,6 +110,57 @@ def render_prompts(tokenizer, prompts: list, chat_template: str | None, chat_tem
     )
     ids, _, _ = GRPOTrainer._tokenize_prompts(stand_in, prompts)
     return [list(row) for row in ids]
+
+
+def reload_engine(generation: VLLMGeneration) -> None:
+    """Copies the trainer's weights into a colocated engine by vLLM's own reloading.
+
+    `VLLMGeneration.sync_weights` writes into the engine's parameters, and on a CPU vLLM has packed these for its
+    kernels: only vLLM can unpack them.
+    """
+    runner = generation.llm.llm_engine.model_executor.driver_worker.model_runner
+    # The names and tensors are read one after the other, and an adapter is merged only until the last is read.
+    runner.reload_weights(weights_iterator=((name, p.detach().clone()) for name, p in generation._iter_named_params()))
+    generation.llm.reset_prefix_cache()
+
+
+def end_engine(generation: VLLMGeneration) -> None:
+    """Ends a colocated engine, which would otherwise look for its process groups after they are gone."""
+    if generation.mode == "colocate":
+        generation.llm.llm_engine.engine_core.shutdown()
+
+
+def probe_engine(
+    generation: VLLMGeneration, prompts: list[list[int]], tokens: int
+) -> tuple[list[list[int]], list[list[float]]]:
+    """What the engine draws at temperature 1 from the whole vocabulary, always with the same seed.
+
+    Every process has to ask, with the same prompts.
+
+    Returns:
+        `tuple[list[list[int]], list[list[float]]]`: For each prompt the tokens, and the engine's log-probability of
+        each of them; NaN where it gives none.
+    """
+    plain = {
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "max_completion_length": tokens,
+        "logprobs": 0,
+        "structured_outputs_regex": None,
+        "generation_kwargs": {"seed": 0},
+        "enable_sleep_mode": False,  # it would fall asleep after this, and lose the weights
+    }
+    if generation.mode == "colocate" and generation.enable_sleep_mode:
+        generation.llm.wake_up(tags=["kv_cache"])
+    with ExitStack() as stack:
+        for name, value in plain.items():
+            stack.enter_context(_attribute(generation, name, value))
+        _, completions, logprobs, _ = generation.generate(prompts, None, 1)
+    values = [[float("nan") if token[0] is None else token[0] for token in row] for row in logprobs]
+    return [list(row) for row in completions], values
 
 
 @contextmanager

@@ -90,6 +90,14 @@ class GRPOConfig(trl.GRPOConfig):
             Longest completion; the benchmark's protocol by default.
         eval_suite_data_dir (`str`, *optional*):
             Folder with local copies of the data.
+
+    > Parameters that control rollouts by vLLM
+
+    Parameters:
+        vllm_sync_tolerance (`float`, *optional*):
+            After each copy of the weights into vLLM, its log-probabilities of a few tokens are held against the
+            trainer's; the largest mean difference in nats that does not stop the run. `None` for what rounding explains
+            in the precisions at work, `float("inf")` to measure only.
     """
 
     aggregation: str | None = field(
@@ -103,6 +111,13 @@ class GRPOConfig(trl.GRPOConfig):
     loss_kernel: str = field(
         default="auto",
         metadata={"help": "What computes the loss: tiled, trl (TRL's kernels, where they apply) or auto (tiled)."},
+    )
+    vllm_sync_tolerance: float | None = field(
+        default=None,
+        metadata={
+            "help": "Largest mean difference in nats of vLLM's log-probabilities from the trainer's after a weight "
+            "sync. None for what rounding explains."
+        },
     )
 
     eval_suite: str | None = field(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 from trl import GRPOTrainer as _GRPOTrainer
 
-from trl_opd import checks, loss_trl, offsite, sharding
+from trl_opd import checks, engine_sync, loss_trl, offsite, sharding
 from trl_opd.aggregation import COMPOSITION_DEPENDENT, Window, count, token_weights
 from trl_opd.batches import Batch, compact, loss_mask, pack, picked, prompt_ids, signal_tensors, trimmed, working_rows
 from trl_opd.compat import is_peft_model, redirect_forward, tokenize_prompts
@@ -93,6 +93,7 @@ class OnPolicyTrainer(_GRPOTrainer):
         loss_trl.check_kernel(args.loss_kernel, self.objective)
         checks.check_adapter(kwargs.get("peft_config"))
         offsite.check_settings(args, self.objective)
+        engine_sync.check_settings(model, args)
         self.replays = offsite.place(args) == "teacher_cache"
         if self.replays:
             train_dataset = load_rollouts(args.teacher_cache) if train_dataset is None else train_dataset
@@ -134,6 +135,8 @@ class OnPolicyTrainer(_GRPOTrainer):
         self._reads_states = bool(divergence) and not divergence.sampled and (oracle is None or oracle.head is not None)
         if oracle is not None:
             self._prove(oracle)
+        if args.use_vllm:
+            engine_sync.watch(self)
         self._replayed: list[list[int]] = []
         if self.replays:
             self.rollout_func = self._replay

@@ -158,6 +158,7 @@ def _train(name: str, data_args, config, model_args) -> int:
 
 def _run(name: str, folder, data_args, config, model_args) -> None:
     import trl_opd
+    from trl_opd.compat import end_engine
     from trl_opd.data import load_reward_functions
     from trl_opd.run_log import RunRecorder, peak_memory_bytes
     from trl_opd.state import newest_checkpoint, resumable
@@ -179,6 +180,8 @@ def _run(name: str, folder, data_args, config, model_args) -> None:
     steps = trainer.state.global_step
     folder.write(status="finished", steps=steps, peak_memory_bytes=peak_memory_bytes(), **trainer.spent())
     trainer.accelerator.print(f"finished: model in {folder.path / 'model'}", flush=True)
+    if config.use_vllm:
+        end_engine(trainer.vllm_generation)
     trainer.accelerator.end_training()  # processes that leave a group open may crash at their end
 
 
