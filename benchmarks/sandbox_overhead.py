@@ -2,8 +2,8 @@
 
     python benchmarks/sandbox_overhead.py --data-dir FOLDER [--quick] [--sandbox bwrap|landlock] [--json FILE]
 
-FOLDER holds `humaneval.jsonl`. A bare run is `python program.py` with the solution, the tests and the call of `check` in
-one file. Ours starts two confined processes, one for the program and one for its tests. Both run one after the other
+FOLDER holds `humaneval.jsonl`. A bare run is `python program.py` with the solution, the tests and the call of `check`
+in one file. Ours starts two confined processes, one for the program and one for its tests. Both run one after the other
 and take turns; the overhead is the difference of the medians, and on a machine that others use, rather that of the
 fastest runs. Then all solutions are scored by two workers at once. The column "theirs" holds what is allowed.
 """
