@@ -107,7 +107,7 @@ def world():
 
 
 def processes() -> set[str]:
-    """Those of other sessions than ours that this user, or a sandbox, runs with our interpreter's start file."""
+    """Those of other sessions than ours that this user, or a sandbox, runs with our code."""
     found = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -115,7 +115,7 @@ def processes() -> set[str]:
         except OSError:
             continue
         parent = os.getpid()
-        if b"start.py" in command and b"guest" in command and _descends(int(pid), parent):
+        if b"trl-opd guest" in command and _descends(int(pid), parent):
             found.add(pid)
     return found
 

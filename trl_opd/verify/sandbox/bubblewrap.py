@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from trl_opd.verify.sandbox.guest.seccomp import build_filter
+from trl_opd.verify.sandbox.guest_code import BOOT, task_file
 from trl_opd.verify.sandbox.interpreter import ENVIRONMENT, Interpreter
 from trl_opd.verify.sandbox.limits import Limits
-from trl_opd.verify.sandbox.process import Process, data_file, start, task_file
+from trl_opd.verify.sandbox.process import Process, data_file, start
 
 NOBODY = 65534
-GUEST = Path(__file__).with_name("guest")
 _FIRST_UID, _UIDS_OF_A_PROCESS, _PROCESSES = 1_000_000_000, 10_000, 100_000
 _counter = itertools.count()
 
@@ -93,7 +93,7 @@ class Bubblewrap:
             *(self.executable, *self._arguments),
             *("--size", str(limits.file_bytes), "--perms", "1777", "--tmpfs", "/tmp", "--chdir", "/tmp"),
             *("--remount-ro", "/", "--seccomp", str(filter_descriptor), "--info-fd", str(info_writer), "--"),
-            *self.interpreter.command("/guest/start.py", task_descriptor),
+            *self.interpreter.command(BOOT, task_descriptor),
         ]
         passed = [*descriptors, task_descriptor, filter_descriptor, info_writer]
         try:
@@ -133,7 +133,7 @@ class Bubblewrap:
             arguments += ["--tmpfs", path, "--remount-ro", path]
         for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
             arguments += ["--dev-bind", device, device]
-        return [*arguments, "--ro-bind", str(GUEST), "/guest"]
+        return arguments
 
 
 def _outermost(paths: Iterable[str]) -> list[str]:

@@ -40,9 +40,9 @@ class Interpreter:
     packages: tuple[str, ...]
     package_paths: tuple[str, ...]
 
-    def command(self, start: str, descriptor: int) -> list[str]:
-        """The command that starts our code, which reads its task from `descriptor`."""
-        return [self.executable, *_FLAGS, start, str(descriptor)]
+    def command(self, source: str, descriptor: int) -> list[str]:
+        """The command that runs `source`, which reads its task from `descriptor`."""
+        return [self.executable, *_FLAGS, "-c", source, str(descriptor)]
 
 
 @cache

@@ -10,10 +10,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trl_opd.verify.sandbox.bubblewrap import GUEST, program_uid
+from trl_opd.verify.sandbox.bubblewrap import program_uid
+from trl_opd.verify.sandbox.guest_code import BOOT, task_file
 from trl_opd.verify.sandbox.interpreter import ENVIRONMENT, Interpreter
 from trl_opd.verify.sandbox.limits import Limits
-from trl_opd.verify.sandbox.process import Process, start, task_file
+from trl_opd.verify.sandbox.process import Process, start
 
 
 class Landlock:
@@ -72,7 +73,7 @@ class Landlock:
                 "paths": self.interpreter.package_paths,
             }
         )
-        command = self.interpreter.command(str(GUEST / "start.py"), task_descriptor)
+        command = self.interpreter.command(BOOT, task_descriptor)
         try:
             environment = {**ENVIRONMENT, "HOME": folder, "TMPDIR": folder}
             popen = start(command, [*descriptors, task_descriptor], streams, environment, folder)

@@ -4,11 +4,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trl_opd.verify.sandbox.bubblewrap import GUEST
+from trl_opd.verify.sandbox.guest_code import BOOT, task_file
 from trl_opd.verify.sandbox.interpreter import ENVIRONMENT, Interpreter
 from trl_opd.verify.sandbox.landlock import private_folder, remove_folder
 from trl_opd.verify.sandbox.limits import Limits
-from trl_opd.verify.sandbox.process import Process, start, task_file
+from trl_opd.verify.sandbox.process import Process, start
 
 
 class Plain:
@@ -46,7 +46,7 @@ class Plain:
             }
         )
         try:
-            command = self.interpreter.command(str(GUEST / "start.py"), task_descriptor)
+            command = self.interpreter.command(BOOT, task_descriptor)
             environment = {**ENVIRONMENT, "HOME": folder, "TMPDIR": folder}
             popen = start(command, [*descriptors, task_descriptor], streams, environment, folder)
         except BaseException:

@@ -1,7 +1,6 @@
 """Confined processes as the outside sees them: started, watched, ended with all that they started."""
 
 import contextlib
-import json
 import os
 import selectors
 import signal
@@ -9,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 _CHUNK = 2**16
 
@@ -116,11 +114,6 @@ def data_file(data: bytes, name: str) -> int:
         file.write(data)
     os.lseek(descriptor, 0, os.SEEK_SET)
     return descriptor
-
-
-def task_file(task: Mapping[str, Any]) -> int:
-    """A descriptor of a task for `guest/start.py`."""
-    return data_file(json.dumps(task).encode(), "task")
 
 
 @dataclass

@@ -8,7 +8,6 @@ import builtins
 import os
 import sys
 import time
-import traceback
 
 import wire
 
@@ -137,6 +136,8 @@ class Session:
 
 def describe(error: BaseException) -> str:
     """The lines of the program that an error came through, and its kind and text."""
+    import traceback  # costs milliseconds, and is needed for failures alone
+
     try:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == "<program>"][-5:]
         where = "".join(f"line {frame.lineno}, in {frame.name}\n" for frame in frames)

@@ -1,30 +1,17 @@
-"""The first code in a sandbox: read the task from a file descriptor, confine this process, play the role.
+"""The first of our code in a sandbox: confine this process, then play the task's role.
 
-The descriptor's number is the only argument. The task is JSON: `limits`, `uid`, `restrict` (see `confine`), `paths` of
-packages, `role` and what the role needs.
+The task is JSON: `limits`, `uid`, `restrict` (see `confine`), `paths` of packages, `role` and what the role needs.
 """
 
 import json
-import os
 import sys
 
-
-def read_task(descriptor: int) -> dict:
-    """The task, whose descriptor is closed."""
-    with open(descriptor, "rb") as file:
-        return json.loads(file.read())
+import confine
 
 
-def main(descriptor: int) -> None:
-    """Load our modules, confine, play."""
-    task = read_task(descriptor)
-    sys.path.insert(0, os.path.dirname(__file__))
-    import confine
-    import judge
-    import program
-
-    del sys.path[0]
-
+def main(text: str) -> None:
+    """Confine and play."""
+    task = json.loads(text)
     confine.set_limits(task.pop("limits"))
     uid, restriction = task.pop("uid"), task.pop("restrict")
     if uid is not None:
@@ -34,9 +21,6 @@ def main(descriptor: int) -> None:
     sys.path.extend(task.pop("paths"))
     role = task.pop("role")
     if role == "judge":
-        judge.play(task)
+        sys.modules["judge"].play(task)
     else:
-        program.play(role, task)
-
-
-main(int(sys.argv[1]))
+        sys.modules["program"].play(role, task)

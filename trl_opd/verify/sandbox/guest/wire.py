@@ -6,7 +6,6 @@ its attributes or call it, but never compares it. A value of more than a million
 enough to compare it. Tags are checked when they are read, since a program under test may send what it likes.
 """
 
-import hashlib
 import json
 
 MAX_DEPTH = 100
@@ -45,6 +44,8 @@ class Big:
 
 def digest_of(value) -> str:
     """SHA-256 of a value as Python writes it; of a list or tuple, item by item, since the whole may not fit."""
+    import hashlib  # costs milliseconds, and is rarely needed
+
     kind = type(value)
     digest = hashlib.sha256(kind.__name__.encode())
     for part in value if kind in (list, tuple) else (value,):
