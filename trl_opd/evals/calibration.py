@@ -55,6 +55,7 @@ class Measured:
         benchmark (`str`): Name of the benchmark.
         model (`str`): The published model that was measured.
         weights (`str`): Which weights were loaded: a hash, and how they differ from the published ones if they do.
+        engine (`str`): What drew the completions.
         accuracy (`float`): In [0, 1].
         interval (`tuple[float, float]` or `None`): 95 % interval over problems, in [0, 1].
         problems (`int`): Number of problems.
@@ -66,6 +67,7 @@ class Measured:
     benchmark: str
     model: str
     weights: str
+    engine: str
     accuracy: float
     interval: Interval | None
     problems: int
@@ -176,6 +178,7 @@ def measurement(run: StoredRun, benchmark: Benchmark, model: str, weights: str) 
         benchmark=benchmark.name,
         model=model,
         weights=weights,
+        engine=settings["engine"]["engine"],
         accuracy=metrics["accuracy"],
         interval=None if metrics["problem_interval"] is None else tuple(metrics["problem_interval"]),
         problems=metrics["problems"],

@@ -80,10 +80,11 @@ def main(argv: list[str]) -> int:
         published += published_for(options.model, [name])
         (benchmark,) = load_suite(name)
         measured.append(measurement(run, benchmark, options.model, options.weights))
-    _print(published, measured)
     if options.record:
         for entry in measured:
             record(entry)
+    _print(published, measured)
+    if options.record:
         Console().print(f"Recorded in {escape(str(calibration_dir()))}", soft_wrap=True, highlight=False)
     return 0
 
@@ -91,18 +92,22 @@ def main(argv: list[str]) -> int:
 def _print(published: Sequence[Published], measured: Sequence[Measured]) -> None:
     by_entry = {(entry.benchmark, entry.model): entry for entry in measured}
     table = Table(title="calibration", caption="in %, 95 % interval over problems", box=box.SIMPLE_HEAD)
-    for heading in ("benchmark", "model", "published", "measured", "interval", "holds it", "weights"):
-        table.add_column(heading, overflow="fold")
+    for heading in ("benchmark", "model", "published", "measured", "interval", "holds it"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "model")
     for entry in published:
         found = by_entry.get((entry.benchmark, entry.model))
         table.add_row(entry.benchmark, escape(entry.model), f"{entry.score:.1f}", *_found(entry, found))
     Console().print(table)
+    for entry in measured:
+        Console().print(
+            f"{entry.benchmark} on {escape(entry.model)}, weights: {escape(entry.weights)}", highlight=False
+        )
     for name in dict.fromkeys(entry.benchmark for entry in published):
         Console().print(f"{name}: {status(load_suite(name)[0])} by what is recorded", highlight=False)
 
 
 def _found(published: Published, measured: Measured | None) -> tuple[str, ...]:
     if measured is None:
-        return "-", "-", "not measured", ""
+        return "-", "-", "not measured"
     holds = "yes" if measured.holds(published) else "NO"
-    return percent(measured.accuracy), shown_interval(measured.interval), holds, escape(measured.weights)
+    return percent(measured.accuracy), shown_interval(measured.interval), holds
