@@ -7,7 +7,7 @@ import torch
 
 import trl_opd.teacher_server as served
 from tests.conftest import losses, make_model
-from tests.distributed.run import GLOBAL_BATCH, make_trainer
+from tests.distributed.run import GLOBAL_BATCH, fixed_rollouts, make_trainer
 from tests.fake_server import serving
 from trl_opd.errors import UserError
 from trl_opd.teacher_server import Client, Connection, NoAnswer, Scored, ServerTeacher
@@ -187,6 +187,23 @@ def test_a_server_lost_in_mid_run_stops_it_with_its_checkpoint_and_the_run_goes_
         resumed = make_trainer("opd", tmp_path / "run", **options | {"teacher_server": again.url})
         resumed.train(resume_from_checkpoint=True)
     assert losses(resumed) == pytest.approx(losses(undisturbed), rel=1e-5)
+
+
+def cut_short(prompts, trainer):
+    """Every third completion lacks its end, and so is masked under `mask_truncated_completions`."""
+    drawn = fixed_rollouts(prompts, trainer)
+    drawn["completion_ids"] = [ids[:-1] if row % 3 == 1 else ids for row, ids in enumerate(drawn["completion_ids"])]
+    drawn["logprobs"] = [[0.0] * len(ids) for ids in drawn["completion_ids"]]
+    return drawn
+
+
+def test_completions_that_are_masked_do_not_hide_a_server_that_is_lost(server, tmp_path):
+    options = K1 | {"mask_truncated_completions": True, "rollout_func": cut_short}
+    options |= {"teacher_model": None, "teacher_server": server.url, "teacher_server_retries": 0}
+    trainer = make_trainer("opd", tmp_path, **options)
+    server.kill()
+    with pytest.raises(UserError, match="answered for none of the 8 rows after step 0"):
+        trainer.train()
 
 
 def test_once_the_server_is_gone_the_other_rows_are_not_tried(server):

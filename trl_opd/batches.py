@@ -130,5 +130,5 @@ def compact(batch: Batch, mask: Tensor, weights: Tensor, scorer_hidden: list[Ten
         ref_logps=unmasked("ref_per_token_logps"),
         scorer_logps=scorer_logps,
         scorer_hidden=scorer_hidden,
-        scorer_support=(picked("support_ids").long(), picked("support_logps")) if "support_ids" in batch else None,
+        scorer_support=(unmasked("support_ids").long(), unmasked("support_logps")) if "support_ids" in batch else None,
     )

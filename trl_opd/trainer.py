@@ -307,7 +307,9 @@ class OnPolicyTrainer(_GRPOTrainer):
         signals = self.objective.route(rollouts, has_context)
         scores = self._score(batch, rollouts, teacher_ids, signals)
         if scores.missing is not None:
-            self._count_missing(scores.missing, signals, before, mode)
+            # Completions that are masked for having been cut are not asked about.
+            asked = signals.scored_rows() & batch["completion_mask"].bool().any(-1)
+            self._count_missing(scores.missing, asked, before, mode)
             # What a teacher does not answer for is routed as what it has nothing to read for.
             signals = self.objective.route(rollouts, has_context & ~scores.missing)
         # An evaluation between two updates of a rollout batch takes a live head anew: each mode has its own.
@@ -322,18 +324,16 @@ class OnPolicyTrainer(_GRPOTrainer):
         self._count_cost(drawn, scores, mode)
         return batch
 
-    def _count_missing(
-        self, missing: Tensor, signals: Signals, before: tuple[Tensor, Tensor | None], mode: str
-    ) -> None:
+    def _count_missing(self, missing: Tensor, asked: Tensor, before: tuple[Tensor, Tensor | None], mode: str) -> None:
         """Logs the share of rows without an answer; where no process has any, the run stops, its checkpoint saved.
 
         Raises:
             `UserError`: Saying how to go on.
         """
-        local = torch.stack([missing.sum(), signals.scored_rows().sum()]).float()
-        unanswered, asked = self.accelerator.reduce(local, reduction="sum").tolist()
-        self._metrics[mode]["teacher/missing_fraction"].append(unanswered / asked if asked else 0.0)
-        if unanswered == 0 or unanswered < asked:
+        local = torch.stack([missing.sum(), asked.sum()]).float()
+        unanswered, number = self.accelerator.reduce(local, reduction="sum").tolist()
+        self._metrics[mode]["teacher/missing_fraction"].append(unanswered / number if number else 0.0)
+        if unanswered == 0 or unanswered < number:
             return
         step, saved = self.state.global_step, "nothing was trained yet"
         if step > 0:
@@ -341,7 +341,7 @@ class OnPolicyTrainer(_GRPOTrainer):
             self._save_checkpoint(self.model, trial=None)
             saved = f"checkpoint-{step} is saved"
         raise UserError(
-            f"{self.scorers[0].name} answered for none of the {asked:.0f} rows after step {step} ({saved}); mend it "
+            f"{self.scorers[0].name} answered for none of the {number:.0f} rows after step {step} ({saved}); mend it "
             "and give the same command again to go on."
         )
 
