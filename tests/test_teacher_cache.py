@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import re
 import shlex
+import shutil
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from trl_opd import OPDConfig, OPDTrainer
 from trl_opd.cli.main import main
 from trl_opd.compat import tokenize_prompts
 from trl_opd.errors import UserError
-from trl_opd.teacher_cache import MANIFEST, Manifest, load_rollouts
+from trl_opd.teacher_cache import HEAD, MANIFEST, ROLLOUTS, SHARD, Manifest, load_rollouts
 from trl_opd.teacher_cache_making import ROWS_PER_SHARD, with_completion_ids
 from trl_opd.testbed.tasks import rows
 
@@ -277,6 +278,25 @@ def refused(fragment, function, *arguments, **options):
 def test_what_the_cache_cannot_serve_is_refused_before_training(options, fragment, caches, paths, tokenizer, tmp_path):
     values = {"estimator": "k1", "teacher_cache": str(caches("topk"))} | options
     refused(fragment, trainer, tmp_path, paths, tokenizer, **values)
+
+
+#: Every file of a cache, gone or without its end; that the rollouts are cut short their reader says itself.
+DAMAGES = [
+    *((name, "gone") for name in (MANIFEST, ROLLOUTS, SHARD.format(0), HEAD)),
+    *((name, "cut short") for name in (MANIFEST, SHARD.format(0), HEAD)),
+]
+
+
+@pytest.mark.parametrize(("name", "how"), DAMAGES)
+def test_a_damaged_cache_is_refused_before_training(name, how, caches, paths, tokenizer, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(caches("hidden"), folder)
+    whole = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if how == "cut short":
+        (folder / name).write_bytes(whole[:-20])
+    fragment = "no teacher cache" if (name, how) == (MANIFEST, "gone") else f"damaged: {name}"
+    refused(fragment, trainer, tmp_path, paths, tokenizer, estimator="full", teacher_cache=str(folder))
 
 
 def test_another_teacher_is_refused(caches, paths, tokenizer, tmp_path):

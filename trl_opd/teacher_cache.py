@@ -19,11 +19,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from trl_opd.errors import UserError
@@ -103,12 +104,14 @@ class Manifest:
         """Reads a cache's manifest.
 
         Raises:
-            `UserError`: If there is none, or one of another format.
+            `UserError`: If there is none, or one of another format, or one that cannot be read.
         """
         try:
             values = json.loads((folder / MANIFEST).read_text())
         except FileNotFoundError as error:
             raise UserError(f"There is no teacher cache in {folder}; make one with trl-opd cache.") from error
+        except json.JSONDecodeError as error:
+            raise _damaged(folder, MANIFEST) from error
         if values.get("format") != FORMAT:
             raise UserError(f"{folder} is a teacher cache of format {values.get('format')}; make it again.")
         return cls(**values)
@@ -117,6 +120,10 @@ class Manifest:
         """Names of the fields in which two caches differ, progress aside."""
         mine, theirs = asdict(self), asdict(other)
         return [name for name in mine if name not in self.PROGRESS and mine[name] != theirs[name]]
+
+
+def _damaged(folder: Path, name: str) -> UserError:
+    return UserError(f"The teacher cache {folder} is damaged: {name} is missing or cut short; make the cache again.")
 
 
 def tokenizer_sha256(tokenizer) -> str:
@@ -237,7 +244,13 @@ class CachedTeacher(Oracle):
     @cached_property
     def _shards(self) -> list:
         number = -(-self.manifest.completions // self.manifest.rows_per_shard)
-        return [safe_open(self.folder / SHARD.format(index), "pt") for index in range(number)]
+        return [self._opened(SHARD.format(index)) for index in range(number)]
+
+    def _opened(self, name: str) -> Any:
+        try:
+            return safe_open(self.folder / name, "pt")
+        except (FileNotFoundError, SafetensorError) as error:
+            raise _damaged(self.folder, name) from error
 
     @cached_property
     def _places(self) -> dict[bytes, tuple[int, int, int]]:
@@ -255,7 +268,8 @@ class CachedTeacher(Oracle):
     def head(self) -> Head | None:
         if self.kind != "hidden":
             return None
-        tensors = {name: tensor.to(self._device) for name, tensor in load_file(self.folder / HEAD).items()}
+        opened = self._opened(HEAD)
+        tensors = {name: opened.get_tensor(name).to(self._device) for name in opened.keys()}  # noqa: SIM118
         return Head(
             tensors["weight"], tensors.get("bias"), self.temperature, self.manifest.scale, self.manifest.softcap
         )
@@ -309,10 +323,12 @@ def load_rollouts(folder: str | Path):
     """The rows of a cache with their completions, as a `datasets.Dataset`.
 
     Raises:
-        `UserError`: If there is no cache.
+        `UserError`: If there is no cache, or its rows are missing.
     """
     from datasets import load_dataset
 
     folder = Path(folder)
     Manifest.load(folder)
+    if not (folder / ROLLOUTS).exists():
+        raise _damaged(folder, ROLLOUTS)
     return load_dataset("parquet", data_files=str(folder / ROLLOUTS), split="train")
