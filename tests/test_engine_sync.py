@@ -1,6 +1,7 @@
 """The check after each weight sync, with a copy of the model in the place of vLLM; for vLLM: test_vllm_training.py."""
 
 import copy
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -9,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 
 from tests.conftest import digit_reward, settings
 from trl_opd import GRPOConfig, GRPOTrainer, engine_sync
+from trl_opd.compat import synced_engine
 from trl_opd.engine_sync import METRIC, SyncCheck
 from trl_opd.errors import UserError
 
@@ -201,3 +203,26 @@ def test_vllm_that_is_missing_and_a_model_without_a_folder_are_sentences(
     monkeypatch.setattr(engine_sync, "find_spec", lambda _: object())
     with pytest.raises(UserError, match="pass the model by its path"):
         launch(student, tmp_path, dataset, use_vllm=True)
+
+
+@pytest.mark.parametrize("sleeps", [False, True])
+def test_between_rollouts_the_engine_is_lent_with_the_weights_of_the_step(sleeps):
+    calls = []
+    llm = SimpleNamespace(
+        wake_up=lambda tags: calls.append(f"wake {tags[0]}"),
+        sleep=lambda level: calls.append(f"sleep {level}"),
+        reset_prefix_cache=lambda: calls.append("reset"),
+    )
+    generation = SimpleNamespace(
+        llm=llm, enable_sleep_mode=sleeps, _llm_weights_sleeping=sleeps, sync_weights=lambda: calls.append("sync")
+    )
+    trainer = SimpleNamespace(vllm_generation=generation, state=SimpleNamespace(global_step=4), _last_loaded_step=3)
+    with synced_engine(trainer):
+        calls.append("draw")
+    asleep = ["sync", "wake kv_cache", "draw", "reset", "sleep 2"]
+    assert calls == (asleep if sleeps else ["sync", "draw", "reset"])
+    assert trainer._last_loaded_step == 4
+    assert generation._llm_weights_sleeping == sleeps
+    calls.clear()
+    with synced_engine(trainer):
+        assert calls == (["sync", "wake kv_cache"] if sleeps else [])  # nothing to copy, unless sleep has lost it

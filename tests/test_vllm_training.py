@@ -50,8 +50,11 @@ def _with_vllm(tmp_path, method: str) -> str:
 
 
 def differences(tmp_path) -> list[float]:
-    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    return [row["vllm/sync_difference"] for row in rows]
+    return [row["vllm/sync_difference"] for row in rows(tmp_path / "run" / "log.jsonl")]
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.mark.parametrize("adapter", [[], LORA], ids=["full", "lora"])
@@ -71,3 +74,53 @@ def test_a_stale_engine_stops_the_run(what, adapter, tmp_path):
     done = train(tmp_path, "grpo", *adapter, "--learning_rate", rate, start=("-c", STALE, what))
     assert done.returncode == 2, done.stdout + done.stderr
     assert "at step 1, vLLM gives bit for bit what it gave before" in done.stderr
+
+
+SUITE = ["--eval_suite", "arithmetic", "--eval_suite_steps", "1", "--eval_suite_limit", "4"]
+
+
+@pytest.mark.parametrize("adapter", [[], LORA], ids=["full", "lora"])
+def test_a_suite_is_drawn_by_the_trainers_engine_and_training_does_not_notice(adapter, tmp_path):
+    logs = {}
+    for name, suite in (("plain", []), ("suite", SUITE)):
+        done = train(tmp_path / name, "grpo", *adapter, *(["--learning_rate", "1e-3"] if adapter else []), *suite)
+        assert done.returncode == 0, done.stdout + done.stderr
+        logs[name] = rows(tmp_path / name / "run" / "log.jsonl")
+    losses = {name: [row["loss"] for row in log] for name, log in logs.items()}
+    print(losses)
+    assert losses["suite"] == losses["plain"]
+    assert any(losses["plain"])
+    logged = [row["eval/arithmetic/avg@4"] for row in logs["suite"]]
+    folders = sorted((tmp_path / "suite" / "run" / "evaluations").glob("step-*/arithmetic"))
+    summaries, manifests = (
+        [json.loads((folder / f"{name}.json").read_text()) for folder in folders] for name in ("summary", "manifest")
+    )
+    print(logged)
+    assert logged == [summary["metrics"]["accuracy"] for summary in summaries]
+    engines = [manifest["settings"]["engine"] for manifest in manifests]
+    assert [engine["engine"] for engine in engines] == ["vllm"] * 3
+    assert len({engine["model"] for engine in engines if engine["model"].startswith("live:")}) == 3
+
+
+def test_a_suite_draws_what_the_harness_draws_from_the_saved_weights(tmp_path):
+    done = train(tmp_path, "grpo", "--max_steps", "1", *SUITE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    model = ["--model", str(tmp_path / "run" / "model"), "--engine", "vllm", "--dtype", "bfloat16"]
+    command = [*model, "--benchmark", "arithmetic", "--limit", "4", "--output_dir", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "trl_opd", "eval", *command], cwd=ROOT, check=True, timeout=300)
+    (live,) = (tmp_path / "run" / "evaluations").glob("step-1-*/arithmetic")
+    drawn, stored = (
+        {(row["problem_id"], row["index"]): row for file in folder.glob("generations/*.jsonl") for row in rows(file)}
+        for folder in (live, tmp_path / "arithmetic")
+    )
+    same = sum(drawn[key]["completion"] == stored[key]["completion"] for key in stored)
+    print(same, "of", len(stored))
+    assert drawn.keys() == stored.keys()
+    assert same >= 0.75 * len(stored)  # bfloat16 rounds differently beside other requests
+
+
+def test_a_suite_that_the_engine_has_no_room_for_is_refused_before_the_first_step(tmp_path):
+    done = train(tmp_path, "grpo", *SUITE, "--eval_suite_max_new_tokens", "250", "--vllm_max_model_length", "200")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "exceed the 200 tokens that the running vLLM engine has room for" in done.stderr
+    assert "step 1/3" not in done.stdout + done.stderr

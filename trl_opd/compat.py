@@ -4,6 +4,7 @@
 one place.
 """
 
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 
@@ -36,6 +37,7 @@ __all__ = [
     "redirect_forward",
     "reload_engine",
     "render_prompts",
+    "synced_engine",
     "tokenize_prompts",
 ]
 
@@ -122,6 +124,29 @@ def reload_engine(generation: VLLMGeneration) -> None:
     # The names and tensors are read one after the other, and an adapter is merged only until the last is read.
     runner.reload_weights(weights_iterator=((name, p.detach().clone()) for name, p in generation._iter_named_params()))
     generation.llm.reset_prefix_cache()
+
+
+@contextmanager
+def synced_engine(trainer: GRPOTrainer) -> Iterator[None]:
+    """Inside, a trainer's colocated vLLM engine is awake and has the weights of the step at hand.
+
+    The weights are copied at most once for a step, by TRL's own bookkeeping: rollouts of the same step find them there,
+    and nothing that was drawn in between. Every process has to enter and to leave.
+    """
+    generation = trainer.vllm_generation
+    step = trainer.state.global_step
+    if step != trainer._last_loaded_step or generation._llm_weights_sleeping:
+        generation.sync_weights()
+        trainer._last_loaded_step = step
+    if generation.enable_sleep_mode:
+        generation.llm.wake_up(tags=["kv_cache"])
+    try:
+        yield
+    finally:
+        generation.llm.reset_prefix_cache()
+        if generation.enable_sleep_mode:
+            generation.llm.sleep(level=2)
+            generation._llm_weights_sleeping = True
 
 
 def end_engine(generation: VLLMGeneration) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from trl_opd.compat import pad, probe_engine, reload_engine, tokenize_prompts
 from trl_opd.defaults import changed
 from trl_opd.errors import UserError
+from trl_opd.offsite import kept_random_state
 from trl_opd.scoring import score
 from trl_opd.teachers import Scorer
 
@@ -89,7 +90,8 @@ def watch(trainer: Any) -> None:
 
     def sync_weights() -> None:
         copy_weights()
-        difference = check(trainer.state.global_step)
+        with kept_random_state():  # which vLLM moves on a CPU, also where requests have seeds
+            difference = check(trainer.state.global_step)
         trainer._metrics["train" if trainer.model.training else "eval"][METRIC].append(difference)
 
     generation.sync_weights = sync_weights

@@ -1,5 +1,7 @@
 """Evaluation during training: a suite on the current weights every few steps, stored as runs of the harness."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,12 +9,15 @@ from typing import Any
 from transformers import TrainerCallback
 from trl.models import unwrap_model_for_generation
 
+from trl_opd.compat import synced_engine
 from trl_opd.errors import UserError
 from trl_opd.evals.benchmark import Benchmark
 from trl_opd.evals.live_model import LiveEngine
+from trl_opd.evals.live_vllm import LiveVLLMEngine
 from trl_opd.evals.rows import load_rows
-from trl_opd.evals.runner import Summary, evaluate
+from trl_opd.evals.runner import Summary, evaluate, requests_of
 from trl_opd.evals.suites import load_suite
+from trl_opd.offsite import kept_random_state
 
 FOLDER = "evaluations"
 
@@ -43,16 +48,19 @@ def suite_of(config: Any) -> list[Benchmark]:
 class EvalSuiteCallback(TrainerCallback):
     """Runs a suite after every `eval_suite_steps` steps and logs `eval/<benchmark>/avg@n` with the step's metrics.
 
-    The first process draws with `generate` on the unwrapped model, also where rollouts come from vLLM, and writes
-    `<output_dir>/evaluations/step-<n>-<fingerprint>/<benchmark>/`; the others wait for it. Weights, random numbers and
-    training metrics are left as they were.
+    The first process draws and writes `<output_dir>/evaluations/step-<n>-<fingerprint>/<benchmark>/`; the others wait
+    for it. Where each process has a vLLM engine of its own (`vllm_mode: colocate` without tensor parallelism), it draws
+    with that, after the weight sync of the step, which the next rollouts then need no more. Everywhere else, also
+    beside a vLLM server, it draws with `generate` on the unwrapped model. Weights and random numbers are left as they
+    were.
 
     Args:
         trainer (`OnPolicyTrainer`): The trainer.
         benchmarks (`list[Benchmark]`): What to run, see `suite_of`.
 
     Raises:
-        UserError: The weights are spread over the processes.
+        UserError: The weights are spread over the processes, or a prompt and the longest completion do not fit into
+            the engine or into the model's context.
     """
 
     def __init__(self, trainer: Any, benchmarks: list[Benchmark]) -> None:
@@ -64,40 +72,66 @@ class EvalSuiteCallback(TrainerCallback):
             )
         self.trainer = trainer
         self.benchmarks = benchmarks
+        self.uses_vllm = trainer.use_vllm and trainer.vllm_mode == "colocate" and trainer.vllm_tensor_parallel_size == 1
+        self._check_lengths(trainer.args)
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % args.eval_suite_steps:
             return
         trainer = self.trainer
-        if trainer.accelerator.is_main_process:
-            with unwrap_model_for_generation(
-                trainer.model_wrapped,
-                trainer.accelerator,
-                gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
-            ) as model:
-                summaries = self._evaluate(model, args, state.global_step)
-            for summary in summaries:
-                # Logged with the step's own metrics: a log of its own would take what they have gathered so far.
-                name = f"eval/{summary.benchmark}/avg@{summary.metrics.n}"
-                trainer._metrics["train"][name].append(summary.metrics.accuracy)
-        trainer.accelerator.wait_for_everyone()
+        with kept_random_state(), self._drawing(args) as engine:
+            if trainer.accelerator.is_main_process:
+                for summary in self._evaluate(engine, args, state.global_step):
+                    # Logged with the step's own metrics: a log of its own would take what they have gathered so far.
+                    name = f"eval/{summary.benchmark}/avg@{summary.metrics.n}"
+                    trainer._metrics["train"][name].append(summary.metrics.accuracy)
+            trainer.accelerator.wait_for_everyone()
 
-    def _evaluate(self, model: Any, args: Any, step: int) -> list[Summary]:
-        engine = LiveEngine(model, self.trainer.processing_class, f"{args.output_dir} at step {step}")
+    def _check_lengths(self, args: Any) -> None:
+        """What does not fit is refused before the first step."""
+        engine = self._engine(self.trainer.model)
+        for benchmark in self.benchmarks:
+            problems = load_rows(benchmark, _data_dir(args), args.eval_suite_limit).problems
+            engine.batches(requests_of(benchmark, problems, 1, args.seed), benchmark.protocol.sampling)
+
+    @contextmanager
+    def _drawing(self, args: Any) -> Iterator[LiveEngine | LiveVLLMEngine]:
+        """The engine with the weights of now, ready to draw; every process enters."""
+        trainer = self.trainer
+        if self.uses_vllm:
+            with synced_engine(trainer):
+                yield self._engine(trainer.accelerator.unwrap_model(trainer.model_wrapped))
+            return
+        with unwrap_model_for_generation(
+            trainer.model_wrapped,
+            trainer.accelerator,
+            gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+        ) as model:
+            engine = self._engine(model)
+            with engine.drawing():
+                yield engine
+
+    def _engine(self, model: Any) -> LiveEngine | LiveVLLMEngine:
+        trainer = self.trainer
+        name = f"{trainer.args.output_dir} at step {trainer.state.global_step}"
+        if self.uses_vllm:
+            return LiveVLLMEngine(trainer.vllm_generation.llm, model, trainer.processing_class, name)
+        return LiveEngine(model, trainer.processing_class, name)
+
+    def _evaluate(self, engine: Any, args: Any, step: int) -> list[Summary]:
         folder = Path(args.output_dir) / FOLDER / f"step-{step}-{engine.local.fingerprint[:8]}"
-        with engine.drawing():
-            return [
-                evaluate(
-                    benchmark,
-                    engine,
-                    folder / benchmark.name,
-                    seed=args.seed,
-                    limit=args.eval_suite_limit,
-                    data_dir=_data_dir(args),
-                    workers=1,
-                )
-                for benchmark in self.benchmarks
-            ]
+        return [
+            evaluate(
+                benchmark,
+                engine,
+                folder / benchmark.name,
+                seed=args.seed,
+                limit=args.eval_suite_limit,
+                data_dir=_data_dir(args),
+                workers=1,
+            )
+            for benchmark in self.benchmarks
+        ]
 
 
 def _configured(benchmark: Benchmark, config: Any) -> Benchmark:

@@ -1,6 +1,7 @@
 """Teachers that are not loaded beside the student: what is refused, how they are reached and proven before step 1."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,16 @@ def _local_logps(
             logits = model(row).logits[0, :-1, :vocabulary].float() / temperature
             found.append(logits.log_softmax(-1).gather(-1, row[0, 1:, None]).squeeze(-1).tolist())
     return found
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Whatever draws inside leaves torch's random generators where they were."""
+    before = random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(before)
 
 
 def random_state() -> tuple[Tensor, Tensor | None]:

@@ -1,4 +1,4 @@
-"""An engine around a model that is already in memory, such as one in training."""
+"""A model that is already in memory, such as one in training, and the engine that draws from it with transformers."""
 
 import hashlib
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def weights_fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-class _LiveModel(LocalModel):
+class LiveModel(LocalModel):
     """What a `LocalModel` reads from files, from objects."""
 
     def __init__(self, model: Any, tokenizer: Any, name: str, options: EngineOptions) -> None:
@@ -80,7 +80,7 @@ class LiveEngine(TransformersEngine):
 
     def __init__(self, model: Any, tokenizer: Any, name: str, options: EngineOptions | None = None) -> None:
         self.options = options or EngineOptions()
-        self.local = _LiveModel(model, tokenizer, name, self.options)
+        self.local = LiveModel(model, tokenizer, name, self.options)
         self.batch_size = self.options.batch_size or BATCH_SIZES["transformers"]
         self.pad_id = self.local.stop_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._model = model

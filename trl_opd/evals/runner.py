@@ -118,11 +118,7 @@ def evaluate(
         )
     rows = load_rows(benchmark, data_dir, limit, errata=errata, allow_other_data=allow_other_data)
     problems = rows.problems
-    requests = [
-        Request(problem.id, index, benchmark.messages(problem), request_seed(seed, problem.id, index))
-        for problem in problems
-        for index in range(n)
-    ]
+    requests = requests_of(benchmark, problems, n, seed)
     workers = checked_workers(workers)
     scorer = make_scorer(benchmark, workers)
     settings = {
@@ -180,6 +176,15 @@ def checked_workers(workers: int | None) -> int:
     if workers < 1:
         raise UserError(f"workers must be at least 1, not {workers}: nothing would be scored.")
     return workers
+
+
+def requests_of(benchmark: Benchmark, problems: list[Problem], n: int, seed: int) -> list[Request]:
+    """What is drawn: `n` samples for each problem, each with a seed of its own that follows from the run's."""
+    return [
+        Request(problem.id, index, benchmark.messages(problem), request_seed(seed, problem.id, index))
+        for problem in problems
+        for index in range(n)
+    ]
 
 
 def prompts_sha256(benchmark: Benchmark, problems: list[Problem]) -> str:

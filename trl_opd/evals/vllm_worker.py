@@ -31,11 +31,37 @@ def _serve(settings: dict[str, Any], answers: TextIO) -> None:
     while True:
         wait = not engine.has_unfinished_requests()
         while wait or not requests.empty():
-            _add(engine, requests.get(), adapter)
+            add(engine, requests.get(), adapter)
             wait = False
-        for output in engine.step():
-            if output.finished:
-                _send(answers, id=output.request_id, tokens=list(output.outputs[0].token_ids))
+        for answer in step(engine):
+            _send(answers, **answer)
+
+
+def add(engine: Any, request: dict[str, Any], adapter: Any = None) -> None:
+    """Hand a request to vLLM's engine.
+
+    Args:
+        engine (`vllm.LLMEngine`): The engine.
+        request (`dict`): Its `id`, the prompt's token `ids`, and the arguments of `SamplingParams`, `sampling`.
+        adapter (`vllm.lora.request.LoRARequest`, *optional*): The adapter to apply.
+    """
+    from vllm import SamplingParams
+
+    engine.add_request(
+        request["id"],
+        {"prompt_token_ids": request["ids"]},
+        SamplingParams(**request["sampling"], detokenize=False),
+        lora_request=adapter,
+    )
+
+
+def step(engine: Any) -> list[dict[str, Any]]:
+    """Let the engine draw one token of each completion; the `id` and the `tokens` of those that are finished."""
+    return [
+        {"id": output.request_id, "tokens": list(output.outputs[0].token_ids)}
+        for output in engine.step()
+        if output.finished
+    ]
 
 
 def _load(settings: dict[str, Any]) -> tuple[Any, Any]:
@@ -45,17 +71,6 @@ def _load(settings: dict[str, Any]) -> tuple[Any, Any]:
     adapter = settings.pop("adapter")
     request = None if adapter is None else LoRARequest("adapter", 1, adapter)
     return LLM(**settings).llm_engine, request
-
-
-def _add(engine: Any, request: dict[str, Any], adapter: Any) -> None:
-    from vllm import SamplingParams
-
-    engine.add_request(
-        request["id"],
-        {"prompt_token_ids": request["ids"]},
-        SamplingParams(**request["sampling"], detokenize=False),
-        lora_request=adapter,
-    )
 
 
 def _read(requests: "queue.Queue[dict[str, Any]]") -> None:
