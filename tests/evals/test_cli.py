@@ -81,6 +81,37 @@ def test_nothing_to_run_and_bad_json_are_refused(student_path, capsys):
     assert "is not a JSON object" in capsys.readouterr().err
 
 
+def test_an_unknown_command_and_a_file_for_a_model_are_refused(sums_path):
+    with pytest.raises(UserError, match="no command 'shwo' of eval: did you mean 'show'"):
+        main(["shwo", "runs/a"])
+    with pytest.raises(UserError, match="no folder"):
+        main(["--model", str(sums_path), "--benchmark", "arithmetic"])
+
+
+def test_an_interrupt_ends_any_command_with_a_sentence(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trl_opd.cli.eval.score.main", interrupted)
+    assert main(["score", "arithmetic"]) == 130
+    assert "goes on from there" in capsys.readouterr().err
+
+
+def test_the_verdict_of_a_hostile_program_is_shown_as_text(arguments, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main([*arguments, "--output_dir", str(out), "--limit", "1", "--n", "1", "--max_new_tokens", "2"]) == 0
+    (verdicts,) = (out / "sums" / "verdicts").rglob("000.jsonl")
+    row = json.loads(verdicts.read_text()) | {"correct": False, "reason": "error: [red]\x1b[31m" + "long " * 40}
+    verdicts.write_text(json.dumps(row) + "\n")
+    capsys.readouterr()
+    assert main(["show", str(out / "sums"), "--id", "sum-0"]) == 0
+    shown = capsys.readouterr().out
+    assert "error: [red]\\u001b[31m" in shown
+    assert "\x1b[31m" not in shown
+    assert main(["show", str(out / "sums")]) == 0
+    assert "sum-0" in capsys.readouterr().out
+
+
 def test_list_names_all_suites(capsys):
     assert main(["list"]) == 0
     output = capsys.readouterr().out

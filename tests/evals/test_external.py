@@ -43,7 +43,7 @@ def test_the_command_counts_what_does_not_fit_and_writes_it(sums_path, tmp_path,
     options = ["--data-dir", str(sums_path.parent), "--json", str(out), "--output-dir", str(tmp_path / "run")]
     assert main(["score", str(sums_path), "--generations", file, *options]) == 0
     printed = capsys.readouterr()
-    assert "2 rows have an id that the benchmark does not have ('nobody'): they are not scored." in printed.err
+    assert "2 rows have an id that no problem scored here has ('nobody'): they are not scored." in printed.err
     assert "10 problems have no completion ('sum-2', 'sum-3', 'sum-4', ...)" in printed.err
     assert "Problems have 1 to 2 completions" in printed.err
     found = json.loads(out.read_text())
@@ -57,6 +57,9 @@ def test_the_command_counts_what_does_not_fit_and_writes_it(sums_path, tmp_path,
     assert found["counts"]["unknown_rows"] == 2
     assert found["counts"]["missing_ids"] == 10 == len(found["missing_ids"])
     assert found["comparable"] is False
+    assert main(["score", str(sums_path), "--generations", file, *options[:4], "--limit", "2"]) == 0
+    assert json.loads(out.read_text())["counts"]["missing_ids"] == 0
+    assert json.loads(out.read_text())["comparable"] is False  # a part of the benchmark
     assert main(["show", str(tmp_path / "run"), "--id", "sum-1", "--failures"]) == 0
     shown = capsys.readouterr().out
     assert "[bold]4\\u001b[31m" in shown

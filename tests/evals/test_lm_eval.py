@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
+from trl_opd.cli.eval import main
 from trl_opd.errors import UserError
 from trl_opd.evals.engines import EngineOptions, Request, Sampling
 from trl_opd.evals.lm_eval_engine import LmEvalEngine
@@ -163,6 +164,23 @@ def test_a_task_of_lm_eval_is_kept_in_our_format(engine, own_tasks, tmp_path):
     told = json.loads((run / "summary.json").read_text())["lm_eval"]
     assert told["exact_match,boxed"] == summary.metrics.accuracy
     assert evaluate_task("own_sums", engine, run, include_path=own_tasks) == summary
+
+
+def test_the_command_runs_a_task_and_refuses_what_it_cannot(own_tasks, tmp_path, capsys):
+    command = ["--via", "lm-eval", "own_sums", "--model", "testbed/base", "--include-path", str(own_tasks)]
+    out = str(tmp_path / "out")
+    assert main([*command, "--output-dir", out]) == 0
+    assert "lm-eval/own_sums" in capsys.readouterr().out
+    with pytest.raises(UserError, match="own task lm-eval/own_sums"):
+        main(["rescore", f"{out}/own_sums"])
+    for change, message in (
+        (["--model", "nowhere"], "nowhere does not exist"),
+        (["--limit", "0"], "limit must be at least 1"),
+        (["--backend", "none"], "no backend 'none'"),
+        (["--via", "other", "own_sums"], "--via takes lm-eval"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main([*command, "--output-dir", out, *change])
 
 
 def test_a_task_of_choices_keeps_the_chosen_one(engine, own_tasks, tmp_path):

@@ -59,6 +59,12 @@ def test_a_damaged_file_is_a_sentence(benchmark, sums_path, line, message):
         load_rows(benchmark, sums_path.parent, allow_other_data=True)
 
 
+def test_a_file_that_is_no_text_is_a_sentence(benchmark, sums_path):
+    (sums_path.parent / "sums.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"Line 1 of .* is not JSON"):
+        load_rows(benchmark, sums_path.parent, allow_other_data=True)
+
+
 def test_missing_data_and_no_problems_are_refused(benchmark, tmp_path, sums_path):
     with pytest.raises(UserError, match=r"folder that holds sums\.jsonl"):
         load_rows(benchmark, tmp_path / "nowhere")

@@ -15,14 +15,28 @@ def open_store(folder, settings=SETTINGS):
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
-    with open_store(tmp_path / "run"):
-        pass
+    with open_store(tmp_path / "run") as store:
+        store.add_generation({"problem_id": "p", "index": 0})
     other = {"n": 8, "engine": {"model": "b" * 64, "dtype": "float32"}, "sampling": {"temperature": 1.0}}
     message = r"engine\.model is \"aaaaaaaaaaa\.\.\. there and \"bbbbbbbbbbb\.\.\. here; n is 4 there and 8 here"
     with pytest.raises(UserError, match=message):
         open_store(tmp_path / "run", other)
     with open_store(tmp_path / "run"):  # the refusal left no lock behind
         pass
+
+
+def test_a_run_that_drew_nothing_binds_nobody_to_its_settings(tmp_path):
+    other = {**SETTINGS, "n": 8}
+    with open_store(tmp_path / "run"):
+        script = "import sys; from tests.evals.test_store import *; open_store(Path(sys.argv[1]), {'n': 8})"
+        command = [sys.executable, "-c", f"from pathlib import Path; {script}", str(tmp_path / "run")]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "other settings" in found.stderr, "a process at work holds the folder"
+    with open_store(tmp_path / "run", other) as store:
+        store.add_generation({"problem_id": "p", "index": 0})
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["settings"] == other
+    with pytest.raises(UserError, match="n is 8 there and 4 here"):
+        open_store(tmp_path / "run")
 
 
 def test_differences_name_added_and_lost_settings():

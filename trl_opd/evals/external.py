@@ -159,7 +159,7 @@ def read_generations(path: Path, problem_ids: Sequence[str], benchmark: str) -> 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows, each after its place for messages."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
         raise UserError(f"{path} cannot be read ({reason}): pass a file of JSON lines.") from error

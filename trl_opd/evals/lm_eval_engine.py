@@ -14,22 +14,27 @@ from typing import Any
 
 from trl_opd.errors import UserError
 from trl_opd.evals.engines import EngineOptions, Generation, Key, Request, Sampling, in_batches
+from trl_opd.evals.models import resolve_model
 
 BACKEND = "hf"
 """lm-eval's name of its transformers backend."""
+
+BATCH_SIZE = 16
+"""Completions drawn at a time where nothing else is asked for."""
 
 
 class LmEvalEngine:
     """Draws completions through lm-eval.
 
     Args:
-        model (`str`): What the backend takes as `pretrained`.
+        model (`str`): A folder, `testbed/base`, `testbed/teacher` or a model id on the Hub with the backend `hf`; else
+            what the backend takes as `pretrained`.
         options (`EngineOptions`, *optional*): Adapter, precision, batch size.
         backend (`str`): lm-eval's name of the backend.
         backend_args (`dict`, *optional*): More arguments of the backend, as in lm-eval's `--model_args`.
 
     Raises:
-        UserError: lm-eval is not installed or has no such backend.
+        UserError: lm-eval is not installed or has no such backend, or there is no such model.
     """
 
     def __init__(
@@ -43,7 +48,9 @@ class LmEvalEngine:
         self.options = options or EngineOptions()
         self.backend = backend
         self.backend_args = backend_args or {}
+        self.batch_size = self.options.batch_size or BATCH_SIZE
         self._class = _backend(backend)
+        self._pretrained = str(resolve_model(model)) if backend == BACKEND else model
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the completions. The backend loads the model: it is known by its name alone."""
@@ -54,7 +61,7 @@ class LmEvalEngine:
             "dtype": self.options.dtype,
             "chat_template_kwargs": self.options.chat_template_kwargs,
             "backend_args": self.backend_args,
-            "batch_size": self.options.batch_size,  # the batch is what is seeded
+            "batch_size": self.batch_size,  # the batch is what is seeded
         }
 
     def details(self) -> dict[str, Any]:
@@ -63,7 +70,7 @@ class LmEvalEngine:
 
     def batches(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Request]]:
         """The requests in their order, in fixed batches."""
-        return in_batches(requests, self.options.batch_size)
+        return in_batches(requests, self.batch_size)
 
     def generate(
         self, batches: Iterable[list[Request]], sampling: Sampling, done: Set[Key] = frozenset()
@@ -85,13 +92,13 @@ class LmEvalEngine:
         import torch
 
         options = {"dtype": self.options.dtype, "peft": self.options.adapter, **self.options.chat_template_kwargs}
-        arguments = {"pretrained": self.name, **options, **self.backend_args}
+        arguments = {"pretrained": self._pretrained, **options, **self.backend_args}
         # Without a word lm-eval puts the model on a GPU, also where there is none.
         device = None if torch.cuda.is_available() else "cpu"
         try:
             return self._class.create_from_arg_obj(
                 {name: value for name, value in arguments.items() if value is not None},
-                {"batch_size": self.options.batch_size, "device": device},
+                {"batch_size": self.batch_size, "device": device},
             )
         except TypeError as error:
             raise UserError(f"lm-eval's backend {self.backend} does not take these arguments: {error}.") from error

@@ -70,7 +70,8 @@ def _matching_sha256(folder: Path, patterns: tuple[str, ...]) -> str:
 
 def _checked(folder: Path, config: str, kind: str) -> Path:
     if not folder.is_dir():
-        raise UserError(f"The {kind} folder {folder} does not exist: check the path.")
+        fault = "is no folder" if folder.exists() else "does not exist"
+        raise UserError(f"The {kind} folder {folder} {fault}: check the path.")
     if kind == "model" and (folder / "adapter_config.json").is_file() and not (folder / config).is_file():
         raise UserError(f"{folder} holds a PEFT adapter: pass --model BASE_MODEL --adapter {folder}.")
     if not (folder / config).is_file() or not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from trl_opd.errors import UserError
 from trl_opd.evals.benchmark import Benchmark
+from trl_opd.evals.calibration import LM_EVAL
 from trl_opd.evals.engines import Request
 from trl_opd.evals.pipeline import ScoringThreads
 from trl_opd.evals.results import StoredRun, read_run
@@ -67,6 +68,8 @@ def rescore(
 
 def _benchmark_of(stored: StoredRun) -> Benchmark:
     name = stored.manifest["settings"]["benchmark"]
+    if name.startswith(LM_EVAL):
+        raise UserError(f"{stored.folder} is a run of lm-eval's own task {name}: its verdicts are lm-eval's alone.")
     benchmarks = load_suite(name)
     if [benchmark.name for benchmark in benchmarks] != [name]:
         raise UserError(f"{stored.folder} is a run of {name!r}, which is a suite by now: pass --benchmark FILE.yaml.")

@@ -135,7 +135,7 @@ def _raw_rows(benchmark: Benchmark, data_dir: Path | None, allow_other_data: boo
             f"{benchmark.name} is not on the Hub: get it from {benchmark.source.url} as {benchmark.local.file}, and "
             f"pass --data-dir with its folder."
         )
-    return iter(_hub_rows(benchmark.source))
+    return iter(_hub_rows(benchmark.source, benchmark.local.file if benchmark.local else "the rows"))
 
 
 def _problem(benchmark: Benchmark, number: int, row: Mapping[str, Any], local: bool) -> Problem:
@@ -186,14 +186,14 @@ def _local_rows(benchmark: Benchmark, data_dir: Path, allow_other_data: bool) ->
             f"{path} has the hash {digest}, and {benchmark.name} expects {benchmark.local.sha256}: get that file, or "
             f"pass --allow-other-data, and the run is recorded as not comparable."
         )
-    with path.open(encoding="utf-8", newline="\n") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             yield _row(line, path, number)
 
 
-def _row(line: str, path: Path, number: int) -> dict[str, Any]:
+def _row(line: bytes, path: Path, number: int) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8"))
     except ValueError as error:
         raise UserError(f"Line {number} of {path} is not JSON: write one JSON object a line.") from error
     if not isinstance(row, dict):
@@ -201,7 +201,7 @@ def _row(line: str, path: Path, number: int) -> dict[str, Any]:
     return row
 
 
-def _hub_rows(source: Source) -> Any:
+def _hub_rows(source: Source, file: str) -> Any:
     import datasets  # slow to import
 
     try:
@@ -211,6 +211,6 @@ def _hub_rows(source: Source) -> Any:
         return datasets.load_dataset(source.hub, source.config, split=source.split)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"The data set {source.hub} cannot be loaded from the Hub: connect or log in, or pass --data-dir with a "
-            f"local copy."
+            f"The data set {source.hub} cannot be loaded from the Hub: connect or log in, or pass --data-dir with "
+            f"the folder that holds {file}."
         ) from error

@@ -140,6 +140,8 @@ class RunStore:
             start = {"format": FORMAT, "started": _now(), "sessions": []}
             new = {**start, "settings": self.settings, "scoring": self.scoring}
             self.manifest = read_json(self.folder / MANIFEST) or new
+            if self.manifest["format"] == FORMAT and self.manifest["settings"] != self.settings and self._unused():
+                self.manifest = new
             _refuse_other_settings(self.folder, self.manifest, self.settings, SCORING if rescore else ())
             self.summary = self._stored_summary()
             if self.summary is not None:
@@ -150,6 +152,16 @@ class RunStore:
             write_json(self.folder / MANIFEST, self.manifest)
         self._claims = Claims(self._locks / "batches")
         self.refresh()
+
+    def _unused(self) -> bool:
+        """Whether nothing was drawn and nobody is at work: what could not begin binds nobody to its settings."""
+        if (self.folder / SUMMARY).exists() or any(file.stat().st_size for file in generation_files(self.folder)):
+            return False
+        locks = [try_lock(path) for path in self._locks.glob("writer-*")]
+        for lock in locks:
+            if lock is not None:
+                os.close(lock)
+        return None not in locks
 
     def _stored_summary(self) -> dict[str, Any] | None:
         """The summary, unless it is that of another scoring or was never written."""

@@ -8,6 +8,9 @@ from rich.table import Table
 
 from trl_opd.evals.suites import load_suite, names, suites_dir
 
+#: Column -> its least width, which holds the longest name of a benchmark in a list of them.
+WIDTHS = {"title": 22}
+
 
 def main(argv: list[str]) -> int:
     """Print all benchmarks and suites; returns the exit status."""
@@ -19,7 +22,7 @@ def main(argv: list[str]) -> int:
 def _print_list() -> None:
     table = Table(title="benchmarks and suites", caption=escape(str(suites_dir())))
     for heading in ("name", "title", "problems", "released", "licence"):
-        table.add_column(heading, no_wrap=heading == "name")
+        table.add_column(heading, no_wrap=heading == "name", min_width=WIDTHS.get(heading), overflow="fold")
     for name in names():
         benchmarks = load_suite(name)
         if [benchmark.name for benchmark in benchmarks] == [name]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from trl_opd.cli.eval.options import add_option, engine_default, given, json_object
+from trl_opd.cli.eval.options import add_option, given, json_object
 from trl_opd.cli.eval.tables import summary_table
 from trl_opd.errors import UserError
 from trl_opd.evals.engines import DTYPES, EngineOptions
+from trl_opd.evals.lm_eval_engine import BACKEND, BATCH_SIZE, LmEvalEngine
 
 DESCRIPTION = """\
 Let lm-evaluation-harness run its own tasks, and keep completions, verdicts, metrics and intervals in the format of
@@ -34,8 +35,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--via", nargs="+", required=True, metavar=("lm-eval", "TASK"), help="the harness and its tasks, by its names"
     )
-    parser.add_argument("--model", required=True, help="what the backend takes as `pretrained`")
-    parser.add_argument("--backend", default="hf", help="lm-eval's backend (default: %(default)s)")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="a model as of any run with the backend hf; else what the backend takes as `pretrained`",
+    )
+    parser.add_argument("--backend", default=BACKEND, help="lm-eval's backend (default: %(default)s)")
     add_option(parser, "--backend-args", type=json_object, default={}, metavar="JSON", help="more of its arguments")
     parser.add_argument("--adapter", metavar="PATH", help="folder of a PEFT adapter on that model")
     parser.add_argument("--metric", metavar="NAME,FILTER", help="the metric that is the verdict (default: the first)")
@@ -50,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch-size",
         type=int,
         metavar="B",
-        help=f"completions drawn at a time (default: {engine_default('batch_size')})",
+        help=f"completions drawn at a time (default: {BATCH_SIZE})",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="precision (default: the backend's)")
     add_option(
@@ -70,7 +75,8 @@ def main(argv: list[str]) -> int:
     harness, *tasks = options.via
     if harness != "lm-eval" or not tasks:
         raise UserError("--via takes lm-eval and the names of its tasks, as in `--via lm-eval gsm8k`.")
-    from trl_opd.evals.lm_eval_engine import LmEvalEngine
+    if options.limit is not None and options.limit < 1:
+        raise UserError(f"limit must be at least 1, not {options.limit}: an evaluation of no problems says nothing.")
     from trl_opd.evals.lm_eval_run import evaluate_task
 
     engine = LmEvalEngine(

@@ -13,8 +13,8 @@ from trl_opd.evals.suites import load_suite
 
 
 def given(arguments: argparse.Namespace, record: type) -> dict[str, Any]:
-    """The fields of a dataclass that the command names."""
-    values = {field.name: getattr(arguments, field.name) for field in fields(record)}
+    """The fields of a dataclass that the command names; it need not have an option for each."""
+    values = {field.name: getattr(arguments, field.name, None) for field in fields(record)}
     return {name: value for name, value in values.items() if value is not None}
 
 

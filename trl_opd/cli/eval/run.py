@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +17,6 @@ from trl_opd.evals.rows import load_rows
 from trl_opd.evals.runner import checked_workers, evaluate
 from trl_opd.evals.suites import load_suite
 
-INTERRUPTED = 130
-"""The exit status after Ctrl-C, as shells have it."""
-
 DESCRIPTION = """\
 Run benchmarks on a model: draw completions, score them, report accuracy with intervals.
 
@@ -35,6 +31,9 @@ other commands, each with a --help of its own:
   trl-opd eval rescore RUN            score a run anew, without drawing anything
   trl-opd eval show RUN               the problems of a run, or one sample with its verdict
   trl-opd eval diff A B               the difference of two runs, problem by problem
+  trl-opd eval calibrate RUN ...      whether a known model gets its published score here
+  trl-opd eval lm-eval-tasks ...      our benchmarks as tasks for lm-eval
+  trl-opd eval --via lm-eval TASK ... lm-eval's own tasks, kept as runs
 
 examples:
   trl-opd eval --model testbed/base --benchmark arithmetic
@@ -86,13 +85,7 @@ def main(argv: list[str]) -> int:
     Raises:
         UserError: What the command asks cannot be done.
     """
-    try:
-        _run(build_parser().parse_args(argv), argv)
-    except KeyboardInterrupt:
-        print(
-            "\nStopped: what is drawn and scored is stored, and the same command goes on from there.", file=sys.stderr
-        )
-        return INTERRUPTED
+    _run(build_parser().parse_args(argv), argv)
     return 0
 
 

@@ -14,7 +14,7 @@ from trl_opd.cli.eval.options import add_data_options, add_option, add_workers_o
 from trl_opd.cli.eval.tables import plain, summary_table
 from trl_opd.errors import UserError
 from trl_opd.evals.external import GivenCompletions, score_generations
-from trl_opd.evals.records import file_sha256
+from trl_opd.evals.records import file_sha256, json_sha256
 from trl_opd.evals.results import read_run
 from trl_opd.evals.runner import Summary
 
@@ -58,9 +58,11 @@ def main(argv: list[str]) -> int:
         benchmark = benchmark.within(*arguments.window)
     if not arguments.generations.is_file():
         raise UserError(f"There is no file {arguments.generations}: check the path after --generations.")
+    if arguments.json is not None and arguments.json.is_dir():
+        raise UserError(f"{arguments.json} is a folder: --json takes the name of a file.")
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"The folder of {arguments.json} does not exist: make it, or choose another file for --json.")
-    folder = arguments.output_dir or _default_folder(arguments.generations) / benchmark.name
+    folder = arguments.output_dir or _default_folder(arguments) / benchmark.name
     summary, given = score_generations(
         benchmark,
         arguments.generations,
@@ -78,7 +80,8 @@ def main(argv: list[str]) -> int:
     Console().print(summary_table(arguments.generations.name, [summary]))
     Console().print(plain(f"Completions, verdicts and manifest: {folder}"), soft_wrap=True)
     if arguments.json is not None:
-        text = json.dumps(report(folder, summary, given), indent=1)
+        whole = arguments.limit is None and arguments.window is None
+        text = json.dumps(report(folder, summary, given, whole), indent=1)
         try:
             arguments.json.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
@@ -91,8 +94,8 @@ def notes(given: GivenCompletions) -> list[str]:
     lines = []
     if given.unknown_rows:
         lines.append(
-            f"{given.unknown_rows} rows have an id that the benchmark does not have ({_some(given.unknown_ids)}): they "
-            f"are not scored."
+            f"{given.unknown_rows} rows have an id that no problem scored here has ({_some(given.unknown_ids)}): "
+            f"they are not scored."
         )
     if given.missing_ids:
         lines.append(
@@ -107,8 +110,8 @@ def notes(given: GivenCompletions) -> list[str]:
     return lines
 
 
-def report(folder: Path, summary: Summary, given: GivenCompletions) -> dict[str, Any]:
-    """All that was found out, for the JSON file."""
+def report(folder: Path, summary: Summary, given: GivenCompletions, whole: bool) -> dict[str, Any]:
+    """All that was found out, for the JSON file; `whole` says that no option left out problems."""
     stored = read_run(folder)
     fields = ("correct", "extracted", "reason")
     samples = [
@@ -117,7 +120,7 @@ def report(folder: Path, summary: Summary, given: GivenCompletions) -> dict[str,
     ]
     return {
         "benchmark": summary.benchmark,
-        "comparable": not given.missing_ids and stored.manifest["settings"].get("comparable", True),
+        "comparable": whole and not given.missing_ids and stored.manifest["settings"].get("comparable", True),
         "settings_sha256": summary.settings_sha256,
         "metrics": asdict(summary.metrics),
         "counts": {
@@ -140,6 +143,8 @@ def _some(ids: list[str]) -> str:
     return shown if len(ids) <= IDS_SHOWN else f"{shown}, ..."
 
 
-def _default_folder(path: Path) -> Path:
-    """Another file, or the file with other rows, is another run."""
-    return Path("eval_runs") / "scored" / f"{path.stem}-{file_sha256(path)[:8]}"
+def _default_folder(arguments: argparse.Namespace) -> Path:
+    """Another file, the file with other rows, or another choice of problems is another run."""
+    path, choice = arguments.generations, [arguments.limit, arguments.window, arguments.errata]
+    run = json_sha256([file_sha256(path), *choice, arguments.allow_other_data])
+    return Path("eval_runs") / "scored" / f"{path.stem}-{run[:8]}"

@@ -22,7 +22,7 @@ Show the problems of a run, or with --id one sample: its prompt, its completion,
 verdict.
 """
 
-ANSWER_WIDTH = 32
+ANSWER_WIDTH, REASON_WIDTH = 20, 32
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,21 +77,21 @@ def _problems(stored: StoredRun, failures: bool) -> Table:
         caption=plain(f"one sample: trl-opd eval show {stored.folder} --id ID --index I"),
         box=box.SIMPLE_HEAD,
     )
-    table.add_column("problem", overflow="fold")
+    table.add_column("problem", overflow="fold", no_wrap=True)
     for heading in ("samples", "correct, %", "cut"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("most frequent answer", max_width=ANSWER_WIDTH, no_wrap=True, overflow="ellipsis")
     table.add_column("verdicts", overflow="fold")
     for problem_id in shown:
         verdicts = rows[problem_id]
         answers = Counter(row["extracted"] for row in verdicts if row["extracted"] is not None)
-        reasons = Counter(row["reason"] for row in verdicts)
+        reasons = Counter(row["reason"][:REASON_WIDTH] for row in verdicts)
         table.add_row(
             plain(problem_id),
             str(len(verdicts)),
             percent(share[problem_id]),
             str(cut[problem_id]),
-            plain(answers.most_common(1)[0][0] if answers else "-"),
+            plain(" ".join(answers.most_common(1)[0][0].split()) if answers else "-"),
             plain(", ".join(f"{reason} {count}" for reason, count in reasons.most_common())),
         )
     return table
@@ -117,7 +117,9 @@ def _print_sample(console: Console, stored: StoredRun, problem_id: str, index: i
     extracted = verdict["extracted"]
     _section(console, "answer that was read", "none" if extracted is None else extracted)
     colour = "green" if verdict["correct"] else "red"
-    console.print(Text("verdict: ", style="bold"), Text(verdict["reason"], style=colour), sep="")
+    reason = plain(verdict["reason"])  # it may quote the program's own error
+    reason.stylize(colour)
+    console.print(Text("verdict: ", style="bold"), reason, sep="", soft_wrap=True)
     for name in sorted(verdict.keys() - {"problem_id", "index", "correct", "extracted", "reason"}):
         if verdict[name] is not None:
             _section(console, name, verdict[name])

@@ -48,7 +48,7 @@ def _column(metrics: Metrics) -> dict[str, str]:
         "pass^k, all k are right": f"{percent(metrics.pass_hat_k[most])} @{most}",
         "cut at max_new_tokens": percent(metrics.truncated_rate),
         "no answer found": percent(metrics.no_answer_rate),
-        "comparisons timed out / failed": f"{metrics.timeouts} / {metrics.errors}",
+        "timed out / failed with an error": f"{metrics.timeouts} / {metrics.errors}",
         "tokens a sample": "-" if metrics.mean_tokens is None else f"{metrics.mean_tokens:.0f}",
     }
 
