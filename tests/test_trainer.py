@@ -284,3 +284,11 @@ def test_a_teacher_of_another_vocabulary_is_refused_before_the_model_is_loaded(t
     config = OPDConfig(**settings(tmp_path, num_generations=1, teacher_model_name_or_path=str(tmp_path / "teacher")))
     with pytest.raises(UserError, match="another vocabulary"):
         OPDTrainer(student_path, args=config, train_dataset=dataset)
+
+
+def test_fsdp1_is_refused_before_anything_is_loaded(tmp_path, dataset, monkeypatch):
+    config = GRPOConfig(**settings(tmp_path))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(UserError, match="fsdp_version: 2"):
+        GRPOTrainer("nowhere", digit_reward, config, dataset)

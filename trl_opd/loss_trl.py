@@ -34,11 +34,11 @@ def check_kernel(kernel: str, objective: Objective) -> None:
         return
     lacking = None
     if not isinstance(divergence, Divergence) or not divergence.has_closed_form:
-        lacking = "a divergence over a part of the vocabulary, on the sampled tokens, or of one's own"
+        lacking = "divergence over a part of the vocabulary, on the sampled tokens, or of one's own"
     elif divergence.entry_clip is not None or divergence.advantage_clip is not None:
         lacking = "clips"
     elif objective.uses_reference or objective.trust_region_rate is not None:
-        lacking = "a target made from two models"
+        lacking = "target made from two models"
     if lacking is not None:
         raise UserError(f"loss_kernel: trl computes no {objective.name} here: it has no {lacking}; use tiled or auto.")
 

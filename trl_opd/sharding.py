@@ -6,6 +6,7 @@ empty. Here is all that the rest of the package needs to know of it.
 """
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,11 @@ def fsdp_version(accelerator: Accelerator) -> int:
     """The version of FSDP that a run uses; 0 for none."""
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     return 0 if plugin is None else plugin.fsdp_version
+
+
+def launched_with_fsdp1() -> bool:
+    """Whether `accelerate launch` was told to use the first version of FSDP, which is what it takes unless told."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("FSDP_VERSION", "1") == "1"
 
 
 def spreads_parameters(accelerator: Accelerator) -> bool:

@@ -48,6 +48,8 @@ from trl_opd.teachers import (
 )
 from trl_opd.tiled import Head
 
+FSDP1 = "FSDP1 is not supported; set fsdp_version: 2, see trainers/accelerate_configs/fsdp2.yaml."
+
 
 def no_reward(completions: list, **_: Any) -> list[float]:
     """Stands in where an objective needs no reward and none was given; its metrics are not logged."""
@@ -88,6 +90,8 @@ class OnPolicyTrainer(_GRPOTrainer):
     ):
         if args is None:
             raise UserError(f"args is missing; pass a {type(self).__name__.replace('Trainer', 'Config')}.")
+        if sharding.launched_with_fsdp1():  # on a CPU accelerate itself would fail first, and not say why
+            raise UserError(FSDP1)
         self.objective = OBJECTIVES[self.method](args)
         checks.check_config(args, self.objective)
         loss_trl.check_kernel(args.loss_kernel, self.objective)
@@ -151,7 +155,7 @@ class OnPolicyTrainer(_GRPOTrainer):
         if self._is_vlm:
             raise UserError("trl_opd trains text models only; this one takes images.")
         if sharding.fsdp_version(self.accelerator) == 1:
-            raise UserError("FSDP1 is not supported; set fsdp_version: 2, see trainers/accelerate_configs/fsdp2.yaml.")
+            raise UserError(FSDP1)
         if sharding.zero_stage(self.accelerator) == 3:
             adapter_off = is_peft_model(self.model) and adapter_is_identity(self.model)
             checks.check_zero3(self.args, self.objective, adapter_off, reference_model is not None)
