@@ -8,7 +8,7 @@ pytest.importorskip("lm_eval")
 
 from trl_opd.cli.eval import main
 from trl_opd.errors import UserError
-from trl_opd.evals.engines import EngineOptions, Request, Sampling
+from trl_opd.evals.engines import EngineOptions, Request, Sampling, make_engine
 from trl_opd.evals.lm_eval_engine import LmEvalEngine
 from trl_opd.evals.lm_eval_run import evaluate_task
 from trl_opd.evals.lm_eval_tasks import PREFIX, export, process_results
@@ -110,7 +110,18 @@ def test_a_completion_as_long_as_the_limit_counts_as_cut(engine):
 
 def test_an_unknown_backend_is_refused():
     with pytest.raises(UserError, match="no backend 'nope'"):
-        LmEvalEngine("model", backend="nope")
+        make_engine("lm-eval", "model", EngineOptions(backend="nope"))
+
+
+def test_the_command_runs_a_task_and_our_benchmark_through_a_backend(own_tasks, tmp_path, capsys):
+    teacher = str(resolve_model("testbed/teacher"))
+    common = ["--model", teacher, "--dtype", "float32", "--output-dir", str(tmp_path / "runs")]
+    assert main(["--via", "lm-eval", "own_sums", "--include-path", str(own_tasks), *common]) == 0
+    assert "lm-eval/own_sums" in capsys.readouterr().out
+    assert main(["--engine", "lm-eval", "--benchmark", "arithmetic", "--n", "1", "--limit", "3", *common]) == 0
+    assert len(stored(tmp_path / "runs" / "arithmetic", "verdicts")) == 3
+    with pytest.raises(UserError, match="--via takes lm-eval"):
+        main(["--via", "lighteval", "gsm8k", *common])
 
 
 # The last reference is wrong, so that both verdicts occur.

@@ -131,6 +131,8 @@ class EngineOptions:
         base_url (`str`, *optional*): Address of an OpenAI-compatible server, such as http://localhost:8000/v1.
         api_key_env (`str`, *optional*): Environment variable that holds the server's API key.
         request_timeout (`float`): Seconds after which a completion that the server has not sent is asked for again.
+        backend (`str`): lm-eval's name of its backend.
+        backend_args (`dict`): More arguments of that backend, as in lm-eval's `--model_args`.
     """
 
     adapter: str | None = None
@@ -143,6 +145,8 @@ class EngineOptions:
     base_url: str | None = None
     api_key_env: str | None = None
     request_timeout: float = 1800.0
+    backend: str = "hf"
+    backend_args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -169,11 +173,12 @@ ENGINES = {
         "gpu_memory_utilization",
     ),
     "server": ("batch_size", "chat_template_kwargs", "base_url", "api_key_env", "request_timeout"),
+    "lm-eval": ("adapter", "dtype", "batch_size", "chat_template_kwargs", "backend", "backend_args"),
 }
 
 
 #: Completions drawn at a time where nothing else is asked for.
-BATCH_SIZES = {"transformers": 16, "vllm": 256, "vllm on a CPU": 32, "server": 32}
+BATCH_SIZES = {"transformers": 16, "vllm": 256, "vllm on a CPU": 32, "server": 32, "lm-eval": 16}
 
 
 def make_engine(name: str, model: str, options: EngineOptions | None = None) -> Engine:
@@ -181,7 +186,8 @@ def make_engine(name: str, model: str, options: EngineOptions | None = None) -> 
 
     Args:
         name (`str`): One of `ENGINES`.
-        model (`str`): A folder, a model id on the Hub or a testbed model; for `server`, the name it serves.
+        model (`str`): A folder, a model id on the Hub or a testbed model; for `server`, the name it serves;
+            for `lm-eval`, what its backend takes as `pretrained`.
         options (`EngineOptions`, *optional*): How to run the model.
 
     Raises:
@@ -205,6 +211,10 @@ def _engine_class(name: str) -> Callable[[str, EngineOptions], Engine]:
         from trl_opd.evals.server_engine import ServerEngine
 
         return ServerEngine
+    if name == "lm-eval":
+        from trl_opd.evals.lm_eval_engine import LmEvalEngine
+
+        return LmEvalEngine
     if name == "vllm":
         from trl_opd.evals.vllm_engine import VLLMEngine
 

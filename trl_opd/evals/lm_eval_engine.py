@@ -13,14 +13,8 @@ from importlib.metadata import version
 from typing import Any
 
 from trl_opd.errors import UserError
-from trl_opd.evals.engines import EngineOptions, Generation, Key, Request, Sampling, in_batches
+from trl_opd.evals.engines import BATCH_SIZES, EngineOptions, Generation, Key, Request, Sampling, in_batches
 from trl_opd.evals.models import resolve_model
-
-BACKEND = "hf"
-"""lm-eval's name of its transformers backend."""
-
-BATCH_SIZE = 16
-"""Completions drawn at a time where nothing else is asked for."""
 
 
 class LmEvalEngine:
@@ -29,38 +23,29 @@ class LmEvalEngine:
     Args:
         model (`str`): A folder, `testbed/base`, `testbed/teacher` or a model id on the Hub with the backend `hf`; else
             what the backend takes as `pretrained`.
-        options (`EngineOptions`, *optional*): Adapter, precision, batch size.
-        backend (`str`): lm-eval's name of the backend.
-        backend_args (`dict`, *optional*): More arguments of the backend, as in lm-eval's `--model_args`.
+        options (`EngineOptions`, *optional*): The backend and its arguments, adapter, precision, batch size.
 
     Raises:
         UserError: lm-eval is not installed or has no such backend, or there is no such model.
     """
 
-    def __init__(
-        self,
-        model: str,
-        options: EngineOptions | None = None,
-        backend: str = BACKEND,
-        backend_args: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, model: str, options: EngineOptions | None = None) -> None:
         self.name = model
         self.options = options or EngineOptions()
-        self.backend = backend
-        self.backend_args = backend_args or {}
-        self.batch_size = self.options.batch_size or BATCH_SIZE
-        self._class = _backend(backend)
-        self._pretrained = str(resolve_model(model)) if backend == BACKEND else model
+        self.batch_size = self.options.batch_size or BATCH_SIZES["lm-eval"]
+        self._class = _backend(self.options.backend)
+        hf = self.options.backend == EngineOptions.backend
+        self._pretrained = str(resolve_model(model)) if hf else model
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the completions. The backend loads the model: it is known by its name alone."""
         return {
-            "engine": f"lm-eval {self.backend}",
+            "engine": f"lm-eval {self.options.backend}",
             "model": self.name,
             "adapter": self.options.adapter,
             "dtype": self.options.dtype,
             "chat_template_kwargs": self.options.chat_template_kwargs,
-            "backend_args": self.backend_args,
+            "backend_args": self.options.backend_args,
             "batch_size": self.batch_size,  # the batch is what is seeded
         }
 
@@ -92,7 +77,7 @@ class LmEvalEngine:
         import torch
 
         options = {"dtype": self.options.dtype, "peft": self.options.adapter, **self.options.chat_template_kwargs}
-        arguments = {"pretrained": self._pretrained, **options, **self.backend_args}
+        arguments = {"pretrained": self._pretrained, **options, **self.options.backend_args}
         # Without a word lm-eval puts the model on a GPU, also where there is none.
         device = None if torch.cuda.is_available() else "cpu"
         try:
@@ -101,7 +86,9 @@ class LmEvalEngine:
                 {"batch_size": self.batch_size, "device": device},
             )
         except TypeError as error:
-            raise UserError(f"lm-eval's backend {self.backend} does not take these arguments: {error}.") from error
+            raise UserError(
+                f"lm-eval's backend {self.options.backend} does not take these arguments: {error}."
+            ) from error
 
     def _draw(self, batch: Sequence[Request], sampling: Sampling) -> list[Generation]:
         import torch

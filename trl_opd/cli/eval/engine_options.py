@@ -36,4 +36,13 @@ def add_engine_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGro
         metavar="S",
         help=f"seconds to wait for a completion (default: {EngineOptions.request_timeout:g})",
     )
+
+    lm_eval = parser.add_argument_group("with --engine lm-eval")
+    add_backend_options(lm_eval)
     return group
+
+
+def add_backend_options(group: argparse._ArgumentGroup) -> None:
+    """Add what chooses a backend of lm-eval."""
+    group.add_argument("--backend", metavar="NAME", help=f"lm-eval's backend (default: {EngineOptions.backend})")
+    add_option(group, "--backend-args", type=json_object, metavar="JSON", help="more arguments of the backend")

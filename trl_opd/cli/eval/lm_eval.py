@@ -7,11 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from trl_opd.cli.eval.engine_options import add_backend_options
 from trl_opd.cli.eval.options import add_option, given, json_object
 from trl_opd.cli.eval.tables import summary_table
 from trl_opd.errors import UserError
-from trl_opd.evals.engines import DTYPES, EngineOptions
-from trl_opd.evals.lm_eval_engine import BACKEND, BATCH_SIZE, LmEvalEngine
+from trl_opd.evals.engines import BATCH_SIZES, DTYPES, EngineOptions, make_engine
 
 DESCRIPTION = """\
 Let lm-evaluation-harness run its own tasks, and keep completions, verdicts, metrics and intervals in the format of
@@ -40,8 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         help="a model as of any run with the backend hf; else what the backend takes as `pretrained`",
     )
-    parser.add_argument("--backend", default=BACKEND, help="lm-eval's backend (default: %(default)s)")
-    add_option(parser, "--backend-args", type=json_object, default={}, metavar="JSON", help="more of its arguments")
+    add_backend_options(parser)
     parser.add_argument("--adapter", metavar="PATH", help="folder of a PEFT adapter on that model")
     parser.add_argument("--metric", metavar="NAME,FILTER", help="the metric that is the verdict (default: the first)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N problems of each task only")
@@ -55,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch-size",
         type=int,
         metavar="B",
-        help=f"completions drawn at a time (default: {BATCH_SIZE})",
+        help=f"completions drawn at a time (default: {BATCH_SIZES['lm-eval']})",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="precision (default: the backend's)")
     add_option(
@@ -79,9 +78,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"limit must be at least 1, not {options.limit}: an evaluation of no problems says nothing.")
     from trl_opd.evals.lm_eval_run import evaluate_task
 
-    engine = LmEvalEngine(
-        options.model, EngineOptions(**given(options, EngineOptions)), options.backend, options.backend_args
-    )
+    engine = make_engine("lm-eval", options.model, EngineOptions(**given(options, EngineOptions)))
     folder = options.output_dir or Path("eval_runs") / options.model.strip("./").replace("/", "-")
     summaries = [
         evaluate_task(
