@@ -1,7 +1,8 @@
 """Two steps of a method in a fresh process; prints the measured peak above the idle process and the estimate."""
 
+import ctypes
+import gc
 import json
-import resource
 import sys
 
 import torch
@@ -14,8 +15,19 @@ from trl_opd.testbed.tokenizer import build_tokenizer
 ROWS = 4
 
 
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def idle_bytes() -> int:
+    """Resident memory of this moment, from which the high-water mark counts from now on."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory that the allocator holds would be used again uncounted
+    with open("/proc/self/clear_refs", "w") as reset:
+        reset.write("5")
+    return resident("VmRSS")
+
+
+def resident(what: str) -> int:
+    """VmRSS or VmHWM, in bytes."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(what))
 
 
 def random_rollouts(length: int):
@@ -33,7 +45,7 @@ def random_rollouts(length: int):
 def main(method: str, size: dict[str, int], folder: str) -> None:
     length, tokenizer = size.pop("length"), build_tokenizer()
     make_trainer(method, f"{folder}/warm").train()  # what libraries take once is no part of the run
-    idle = peak_bytes()
+    idle = idle_bytes()
     student = make_model(tokenizer, hidden=size.pop("hidden_size"), **size, max_position_embeddings=4096)
     trainer = make_trainer(
         method,
@@ -60,7 +72,7 @@ def main(method: str, size: dict[str, int], folder: str) -> None:
         own_rollouts=False,
         device_kind="cpu",
     )
-    print(json.dumps({"measured": peak_bytes() - idle, "estimated": estimate(run).peak}))
+    print(json.dumps({"measured": resident("VmHWM") - idle, "estimated": estimate(run).peak}))
 
 
 if __name__ == "__main__":
