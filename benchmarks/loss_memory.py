@@ -7,7 +7,7 @@ Qwen3 with a vocabulary of 151,936, 8 rows of 256 completion tokens (--quick: 2 
 one thread, bfloat16 on a GPU. Sampling is replaced by fixed random tokens. What the teacher costs is part of the time
 and of the memory: TRL scores inside its loss, ours once per rollout batch, and here that is measured with the loss.
 
-"dense" computes the objective of a whole micro-batch from whole logits by autograd, on 2 rows. "slope" is the growth of
+"dense" computes the objective of a whole micro-batch from whole logits by autograd. "slope" is the growth of
 the peak with the number of tokens, against that of the student's backbone alone. Where both sides compute one
 objective, equal losses and gradient norms are asserted.
 """
@@ -22,7 +22,7 @@ from _bench import GIB, REPEATS, finish, in_fresh_process, measure, parser, repo
 from torch import Tensor, nn
 
 VOCABULARY, HIDDEN, TEACHER_HIDDEN = 151_936, 64, 96
-BATCH, QUICK_BATCH, DENSE_BATCH = (8, 256), (2, 64), (2, 256)
+BATCH, QUICK_BATCH, DENSE_BATCH = (8, 256), (2, 64), (8, 256)
 SLOPE_ROWS, SLOPE_LENGTHS = 2, (256, 1024, 4096)
 SUPPORT = 100
 
