@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
 from tests.verify.sandboxes import TIGHT, block, verifier
 from trl_opd.errors import UserError
+from trl_opd.verify.code import CodeVerifier
 from trl_opd.verify.code_compare import close_value, same_text
 from trl_opd.verify.code_dialects import make_problem
 from trl_opd.verify.code_extraction import extract_code
@@ -248,3 +250,22 @@ def test_code_reward():
     assert logged["feedback"][1] == "Wrong answer.\nExpected: 1\nGot: 2\n"
     with pytest.raises(UserError, match="'tests' column"):
         code_reward(["x"])
+
+
+def test_packages_of_an_environment_in_tmp_are_seen(tmp_path):
+    """A virtual environment may lie in /tmp, where the sandbox has a folder of its own."""
+    from trl_opd.verify.sandbox.bubblewrap import Bubblewrap
+    from trl_opd.verify.sandbox.interpreter import find_interpreter
+
+    judge = verifier("bwrap")
+    (tmp_path / "helper").mkdir()
+    (tmp_path / "helper" / "__init__.py").write_text("ANSWER = 42\n")
+    for parent in (tmp_path, *tmp_path.parents):
+        if str(parent).startswith("/tmp/"):
+            parent.chmod(0o755)
+    shown = replace(find_interpreter(), packages=(str(tmp_path / "helper"),), package_paths=(str(tmp_path),))
+    backend = Bubblewrap(judge.backend.executable, shown)
+    other = CodeVerifier(sandbox="bwrap")
+    other.backend = backend
+    fields = {"code": "def f():\n    return 42\n", "test_list": ["assert f() == 42"], "test_setup_code": ""}
+    assert other.verify(block("import helper\ndef f():\n    return helper.ANSWER"), "mbpp", fields).correct

@@ -51,7 +51,8 @@ class Bubblewrap:
         self.executable = executable
         self.interpreter = interpreter
         self._as_root = os.geteuid() == 0
-        self._arguments = [*self._namespaces(), *self._view()]
+        self._namespaced = self._namespaces()
+        self._viewed = self._view()
 
     @staticmethod
     def find() -> str | None:
@@ -90,8 +91,10 @@ class Bubblewrap:
         filter_descriptor = data_file(build_filter(), "seccomp")
         info, info_writer = os.pipe()
         command = [
-            *(self.executable, *self._arguments),
-            *("--size", str(limits.file_bytes), "--perms", "1777", "--tmpfs", "/tmp", "--chdir", "/tmp"),
+            *(self.executable, *self._namespaced),
+            # First of all: what is to be seen may itself lie in /tmp, as a virtual environment there does.
+            *("--size", str(limits.file_bytes), "--perms", "1777", "--tmpfs", "/tmp"),
+            *(*self._viewed, "--chdir", "/tmp"),
             *("--remount-ro", "/", "--seccomp", str(filter_descriptor), "--info-fd", str(info_writer), "--"),
             *self.interpreter.command(BOOT, task_descriptor),
         ]
