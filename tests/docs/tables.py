@@ -13,6 +13,7 @@ import trl
 
 import trl_opd
 from trl_opd.methods import METHODS
+from trl_opd.pages import pages
 
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN, END = "<!-- defaults:begin -->", "<!-- defaults:end -->"
@@ -20,7 +21,7 @@ _BETWEEN = re.compile(f"(?<={BEGIN}\n).*?(?={END})", re.DOTALL)
 HEADER = ("Option", "Default", "Paper", "Meaning")
 
 #: Method -> its page.
-PAGES = {name: DOCS / "methods" / f"{name}.md" for name in METHODS} | {"mix": DOCS / "mixing.md"}
+PAGES = pages()
 
 
 def own_fields(name: str) -> list[Field]:

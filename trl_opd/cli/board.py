@@ -11,6 +11,7 @@ from rich.text import Text
 from trl_opd.boards.runner import LAUNCHER, run_board
 from trl_opd.boards.runs import FINISHED, check_identity, plan_runs, status_of
 from trl_opd.boards.spec import BoardSpec, load_spec
+from trl_opd.cli.parser import Parser
 from trl_opd.errors import UserError
 
 DESCRIPTION = """\
@@ -31,9 +32,9 @@ exit status: 0 all runs are finished, 1 one is not, 2 the spec or a folder canno
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="trl-opd board",
         description=DESCRIPTION,
         epilog=EPILOG,

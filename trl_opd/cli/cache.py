@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from trl_opd.cli.parser import Parser
 from trl_opd.cli.train import check_recipe, parse, resolve_model, settle_models
 from trl_opd.errors import UserError
 from trl_opd.methods import METHODS, method
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
         return 0 if argv else 2
     name, options = argv[0], argv[1:]
     entry = method(name)
-    own = argparse.ArgumentParser(prog="trl-opd cache", add_help=False, allow_abbrev=False)
+    own = Parser(prog="trl-opd cache", add_help=False, allow_abbrev=False)
     own.add_argument("--rollouts", type=Path)
     own.add_argument("--output", type=Path)
     arguments, options = own.parse_known_args(options)

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from trl_opd.cli.parser import Parser
+
 DESCRIPTION = """\
 Sends every recorded case of a file through the losses that the trainers call, on whole log-probabilities (dense) and
 tile by tile (tiled), and compares loss and gradient in float64.
@@ -21,9 +23,9 @@ EPILOG = "exit status: 0 every case is reproduced, 1 one is not, 2 the file or a
 PRINTED_FAILURES = 20
 
 
-def build_parser(tolerance: float) -> argparse.ArgumentParser:
+def build_parser(tolerance: float) -> Parser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="trl-opd conformance",
         description=DESCRIPTION,
         epilog=EPILOG,

@@ -7,17 +7,22 @@ from importlib import import_module
 
 from trl_opd import __version__
 from trl_opd.errors import UserError
+from trl_opd.suggest import suggest
 
 #: Subcommand -> (module with a `main(argv) -> int`, what it does).
 COMMANDS = {
     "train": ("train", "train a model with one of the methods"),
-    "check": ("check", "say what a recipe is refused for and how much memory it takes"),
+    "check": ("check", "say what a recipe would do: refusals, what is read, lengths, rewards, memory, time, disk"),
+    "explain": ("explain", "explain a method: its loss, defaults, pitfalls and metrics"),
     "eval": ("eval", "evaluate a model on a benchmark or a suite"),
     "cache": ("cache", "score a fixed set of rollouts once, to train without the teacher"),
     "discover": ("discover", "search for the first right answer to hard questions with SDPO"),
     "conformance": ("conformance", "compare the losses with recorded ones"),
     "board": ("board", "run a comparison of methods and write its leaderboard"),
 }
+
+#: Exit status after a mistake of the user.
+MISTAKE = 2
 
 
 def usage() -> str:
@@ -41,7 +46,11 @@ def usage() -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Runs one subcommand; returns its exit status, 2 after a user's mistake."""
+    """Runs one subcommand; returns its exit status, 2 after a user's mistake.
+
+    Mistakes are `UserError`s, and files or servers that cannot be reached; `--debug` lets both through with their
+    traceback. Anything else is a mistake of ours, and its traceback is always shown.
+    """
     debug = "--debug" in argv
     argv = [argument for argument in argv if argument != "--debug"]
     if argv[:1] == ["--version"]:
@@ -52,11 +61,20 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         return _command(argv)(argv[1:])
-    except UserError as error:
+    except (UserError, OSError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"error: {_told(error)}", file=sys.stderr)
+        return MISTAKE
+
+
+def _told(error: UserError | OSError) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if error.filename is not None and error.strerror is not None:
+        reason = f"{error.filename}: {error.strerror}"
+    return f"{reason.rstrip('.')}; mend that, or add --debug to see where it came from."
 
 
 def _command(argv: list[str]) -> Callable[[list[str]], int]:
@@ -64,7 +82,7 @@ def _command(argv: list[str]) -> Callable[[list[str]], int]:
     if not argv:
         raise UserError(f"No command was given; use one of {known}, or --help.")
     if argv[0] not in COMMANDS:
-        raise UserError(f"There is no command {argv[0]!r}; use one of {known}, or --help.")
+        raise UserError(f"There is no command {argv[0]!r}{suggest(argv[0], COMMANDS)}; use one of {known}, or --help.")
     # No message of a library on the way to the first line of ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

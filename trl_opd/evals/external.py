@@ -75,6 +75,7 @@ def score_generations(
     errata: bool = True,
     allow_other_data: bool = False,
     workers: int | None = None,
+    sandbox: str | None = None,
     command: str | None = None,
     progress: bool = False,
 ) -> tuple[Summary, GivenCompletions]:
@@ -89,6 +90,7 @@ def score_generations(
         errata (`bool`, defaults to `True`): Correct or leave out the rows that are known to be wrong.
         allow_other_data (`bool`, defaults to `False`): Take rows that are not the benchmark's; the manifest says so.
         workers (`int`, *optional*): Completions scored at the same time; the number of cores by default.
+        sandbox (`str`, *optional*): What programs run in, see `trl_opd.verify.code.CodeVerifier`.
         command (`str`, *optional*): The command line, for the manifest.
         progress (`bool`, defaults to `False`): Show progress on the error stream.
 
@@ -99,7 +101,7 @@ def score_generations(
     rows = load_rows(benchmark, data_dir, limit, errata=errata, allow_other_data=allow_other_data)
     given = read_generations(path, [problem.id for problem in rows.problems], benchmark.name)
     engine = GivenEngine(path, given.generations)
-    scorer = make_scorer(benchmark, workers)
+    scorer = make_scorer(benchmark, workers, sandbox)
     settings = {
         "benchmark": benchmark.name,
         **rows.settings(),

@@ -25,6 +25,7 @@ def rescore(
     errata: bool = True,
     allow_other_data: bool = False,
     workers: int | None = None,
+    sandbox: str | None = None,
     command: str | None = None,
     progress: bool = False,
 ) -> Summary | None:
@@ -37,6 +38,7 @@ def rescore(
         errata (`bool`, defaults to `True`): Correct or leave out the rows that are known to be wrong.
         allow_other_data (`bool`, defaults to `False`): Take rows that are not the benchmark's; the manifest says so.
         workers (`int`, *optional*): Completions scored at the same time; the number of cores by default.
+        sandbox (`str`, *optional*): What programs run in, see `trl_opd.verify.code.CodeVerifier`.
         command (`str`, *optional*): The command line, for the manifest.
         progress (`bool`, defaults to `False`): Show progress on the error stream.
 
@@ -50,7 +52,7 @@ def rescore(
     stored = read_run(folder)
     benchmark = benchmark or _benchmark_of(stored)
     job = _job(stored, benchmark, data_dir, errata, allow_other_data)
-    scorer = make_scorer(benchmark, workers)
+    scorer = make_scorer(benchmark, workers, sandbox)
     settings = {**job.settings, "scorer": scorer.identity()}
     job = replace(job, settings=settings)
     session = {"command": command, "rescored": True, "workers": workers, "scorer": scorer.details()}

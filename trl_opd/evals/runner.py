@@ -84,6 +84,7 @@ def evaluate(
     errata: bool = True,
     allow_other_data: bool = False,
     workers: int | None = None,
+    sandbox: str | None = None,
     command: str | None = None,
     progress: bool = False,
 ) -> Summary:
@@ -101,6 +102,7 @@ def evaluate(
         errata (`bool`, defaults to `True`): Correct or leave out the rows that are known to be wrong.
         allow_other_data (`bool`, defaults to `False`): Take rows that are not the benchmark's; the manifest says so.
         workers (`int`, *optional*): Completions scored at the same time; the number of cores by default.
+        sandbox (`str`, *optional*): What programs run in, see `trl_opd.verify.code.CodeVerifier`.
         command (`str`, *optional*): The command line, for the manifest.
         progress (`bool`, defaults to `False`): Show progress on the error stream.
 
@@ -120,7 +122,7 @@ def evaluate(
     problems = rows.problems
     requests = requests_of(benchmark, problems, n, seed)
     workers = checked_workers(workers)
-    scorer = make_scorer(benchmark, workers)
+    scorer = make_scorer(benchmark, workers, sandbox)
     settings = {
         "benchmark": benchmark.name,
         **rows.settings(),

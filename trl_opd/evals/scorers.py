@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from trl_opd.errors import UserError
 from trl_opd.evals.benchmark import Benchmark, Problem
 from trl_opd.verify import MathVerifier, Verdict, choice, scorer_version, tool_use
 from trl_opd.verify.code import CodeVerifier, code_scorer_version
@@ -28,7 +29,7 @@ class Scorer(Protocol):
 class MathScorer:
     """Compares answers by mathematics."""
 
-    def __init__(self, benchmark: Benchmark, workers: int) -> None:
+    def __init__(self, benchmark: Benchmark, workers: int, sandbox: str | None) -> None:
         self.extraction = benchmark.extraction
         self.verifier = MathVerifier(workers)
 
@@ -68,9 +69,9 @@ class TextScorer:
 class CodeScorer:
     """Runs programs against tests, in the sandbox."""
 
-    def __init__(self, benchmark: Benchmark, workers: int) -> None:
+    def __init__(self, benchmark: Benchmark, workers: int, sandbox: str | None) -> None:
         self.dialect = benchmark.code.dialect
-        self.verifier = CodeVerifier(workers)
+        self.verifier = CodeVerifier(workers, sandbox)
         force = self.verifier.describe()
         print(f"sandbox: {force['backend']}, self-test {force['self_test']}", file=sys.stderr)
 
@@ -87,14 +88,22 @@ class CodeScorer:
         """There is nothing to end: each program's process ends with its verdict."""
 
 
-SCORERS: dict[str, Callable[[Benchmark, int], Scorer]] = {
+SCORERS: dict[str, Callable[[Benchmark, int, str | None], Scorer]] = {
     "math": MathScorer,
     "code": CodeScorer,
-    "choice": lambda _benchmark, _workers: TextScorer(choice.RULES, choice.verify_choice),
-    "tool-use": lambda _benchmark, _workers: TextScorer(tool_use.RULES, tool_use.verify_tool_use),
+    "choice": lambda *_: TextScorer(choice.RULES, choice.verify_choice),
+    "tool-use": lambda *_: TextScorer(tool_use.RULES, tool_use.verify_tool_use),
 }
 
 
-def make_scorer(benchmark: Benchmark, workers: int = 1) -> Scorer:
-    """The scorer that the benchmark names, with so many processes at work at the same time."""
-    return SCORERS[benchmark.scorer](benchmark, workers)
+def make_scorer(benchmark: Benchmark, workers: int = 1, sandbox: str | None = None) -> Scorer:
+    """The scorer that the benchmark names, with so many processes at work at the same time.
+
+    `sandbox` names what programs run in, see `trl_opd.verify.code.CodeVerifier`.
+
+    Raises:
+        UserError: The scorer runs no programs and a sandbox is named, or none can run here.
+    """
+    if sandbox is not None and benchmark.scorer != "code":
+        raise UserError(f"{benchmark.name} runs no programs, so a sandbox would be ignored: leave it out.")
+    return SCORERS[benchmark.scorer](benchmark, workers, sandbox)

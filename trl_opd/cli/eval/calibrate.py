@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from trl_opd.cli.eval.tables import percent, shown_interval
+from trl_opd.cli.parser import Parser
 from trl_opd.errors import UserError
 from trl_opd.evals.calibration import (
     Measured,
@@ -39,9 +40,9 @@ example:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="trl-opd eval calibrate",
         description=DESCRIPTION,
         epilog=EPILOG,

@@ -1,6 +1,5 @@
 """`trl-opd eval diff`: the difference of two runs, problem by problem."""
 
-import argparse
 from pathlib import Path
 
 from rich import box
@@ -9,6 +8,7 @@ from rich.table import Table
 
 from trl_opd.cli.eval.options import add_option
 from trl_opd.cli.eval.tables import percent, plain, shown_interval
+from trl_opd.cli.parser import Parser
 from trl_opd.evals.compare import Comparison, compare
 from trl_opd.evals.results import read_run
 
@@ -20,9 +20,9 @@ paired and clustered by problem, the p of a sign-flip permutation test, and the 
 PROBLEMS_SHOWN = 10
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command's options."""
-    parser = argparse.ArgumentParser(prog="trl-opd eval diff", description=DESCRIPTION)
+    parser = Parser(prog="trl-opd eval diff", description=DESCRIPTION)
     parser.add_argument("a", type=Path, metavar="A", help="folder of a run")
     parser.add_argument("b", type=Path, metavar="B", help="folder of the other run")
     add_option(

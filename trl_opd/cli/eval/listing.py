@@ -1,11 +1,10 @@
 """`trl-opd eval list`: the benchmarks and the suites."""
 
-import argparse
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from trl_opd.cli.parser import Parser
 from trl_opd.evals.suites import load_suite, names, suites_dir
 
 #: Column -> its least width, which holds the longest name of a benchmark in a list of them.
@@ -14,7 +13,7 @@ WIDTHS = {"title": 22}
 
 def main(argv: list[str]) -> int:
     """Print all benchmarks and suites; returns the exit status."""
-    argparse.ArgumentParser(prog="trl-opd eval list", description=__doc__).parse_args(argv)
+    Parser(prog="trl-opd eval list", description=__doc__).parse_args(argv)
     _print_list()
     return 0
 

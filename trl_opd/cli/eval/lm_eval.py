@@ -10,6 +10,7 @@ from rich.markup import escape
 from trl_opd.cli.eval.engine_options import add_backend_options
 from trl_opd.cli.eval.options import add_option, given, json_object
 from trl_opd.cli.eval.tables import summary_table
+from trl_opd.cli.parser import Parser
 from trl_opd.errors import UserError
 from trl_opd.evals.engines import BATCH_SIZES, DTYPES, EngineOptions, make_engine
 
@@ -24,9 +25,9 @@ example:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="trl-opd eval --via",
         description=DESCRIPTION,
         epilog=EPILOG,

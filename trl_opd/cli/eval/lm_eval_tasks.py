@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from trl_opd.cli.eval.options import add_option
+from trl_opd.cli.parser import Parser
 from trl_opd.evals.lm_eval_tasks import export
 from trl_opd.evals.suites import load_suite
 
@@ -23,9 +24,9 @@ example:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="trl-opd eval lm-eval-tasks",
         description=DESCRIPTION,
         epilog=EPILOG,

@@ -10,6 +10,7 @@ from typing import Any
 from trl_opd.errors import UserError
 from trl_opd.evals.benchmark import Benchmark
 from trl_opd.evals.suites import load_suite
+from trl_opd.verify.sandbox import BACKENDS
 
 
 def given(arguments: argparse.Namespace, record: type) -> dict[str, Any]:
@@ -63,10 +64,15 @@ def window(text: str) -> tuple[str | None, str | None]:
     return start or None, end or None
 
 
-def add_workers_option(group: argparse._ArgumentGroup) -> None:
-    """How many completions are scored at the same time."""
+def add_scoring_options(group: argparse._ArgumentGroup) -> None:
+    """How many completions are scored at the same time, and what programs among them run in."""
     group.add_argument(
         "--workers", type=int, metavar="W", help="completions scored at the same time (default: the number of cores)"
+    )
+    group.add_argument(
+        "--sandbox",
+        choices=BACKENDS,
+        help="what programs run in, see docs/security.md (default: $TRL_OPD_SANDBOX, else auto)",
     )
 
 

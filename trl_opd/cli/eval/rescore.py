@@ -1,13 +1,13 @@
 """`trl-opd eval rescore`: score a run anew, without drawing anything."""
 
-import argparse
 import shlex
 from pathlib import Path
 
 from rich.console import Console
 
-from trl_opd.cli.eval.options import add_source_options, add_workers_option, one_benchmark
+from trl_opd.cli.eval.options import add_scoring_options, add_source_options, one_benchmark
 from trl_opd.cli.eval.tables import percent, plain, summary_table
+from trl_opd.cli.parser import Parser
 from trl_opd.evals.rescore import rescore
 from trl_opd.evals.results import read_run
 
@@ -17,13 +17,13 @@ stay in the run's folder; the new ones are in force.
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command's options."""
-    parser = argparse.ArgumentParser(prog="trl-opd eval rescore", description=DESCRIPTION)
+    parser = Parser(prog="trl-opd eval rescore", description=DESCRIPTION)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("--benchmark", metavar="FILE", help="the benchmark's YAML file, if it is not one of ours")
     add_source_options(parser)
-    add_workers_option(parser)
+    add_scoring_options(parser)
     return parser
 
 
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
         errata=arguments.errata,
         allow_other_data=arguments.allow_other_data,
         workers=arguments.workers,
+        sandbox=arguments.sandbox,
         command=shlex.join(["trl-opd", "eval", "rescore", *argv]),
         progress=True,
     )

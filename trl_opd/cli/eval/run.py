@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from trl_opd.cli.eval.engine_options import add_engine_options
-from trl_opd.cli.eval.options import add_data_options, add_option, add_workers_option, given
+from trl_opd.cli.eval.options import add_data_options, add_option, add_scoring_options, given
 from trl_opd.cli.eval.tables import summary_table
+from trl_opd.cli.parser import Parser
 from trl_opd.errors import UserError
 from trl_opd.evals.engines import EngineOptions, Sampling, make_engine
 from trl_opd.evals.rows import load_rows
@@ -44,9 +45,9 @@ examples:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="trl-opd eval",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -74,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--seed", type=int, default=0, help="seed of the run (default: %(default)s)")
 
     engine = add_engine_options(parser)
-    add_workers_option(engine)
+    add_scoring_options(engine)
     add_option(engine, "--output-dir", type=Path, metavar="DIR", help="folder for the runs (default: eval_runs/MODEL)")
     return parser
 
@@ -99,6 +100,8 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> None:
     seen = {benchmark.name: benchmark.seen_before(arguments.cutoff) for benchmark in benchmarks if arguments.cutoff}
     samplings = [replace(benchmark.protocol.sampling, **given(arguments, Sampling)) for benchmark in benchmarks]
     checked_workers(arguments.workers)
+    if arguments.sandbox and all(benchmark.scorer != "code" for benchmark in benchmarks):
+        raise UserError("None of the benchmarks runs programs, so --sandbox would be ignored: leave it out.")
     options = EngineOptions(**given(arguments, EngineOptions))
     data = {
         "data_dir": arguments.data_dir,
@@ -125,6 +128,7 @@ def _run(arguments: argparse.Namespace, argv: list[str]) -> None:
             seed=arguments.seed,
             **data,
             workers=arguments.workers,
+            sandbox=arguments.sandbox if benchmark.scorer == "code" else None,
             command=shlex.join(["trl-opd", "eval", *argv]),
             progress=True,
         )

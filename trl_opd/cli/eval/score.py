@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from trl_opd.cli.eval.options import add_data_options, add_option, add_workers_option, one_benchmark
+from trl_opd.cli.eval.options import add_data_options, add_option, add_scoring_options, one_benchmark
 from trl_opd.cli.eval.tables import plain, summary_table
+from trl_opd.cli.parser import Parser
 from trl_opd.errors import UserError
 from trl_opd.evals.external import GivenCompletions, score_generations
 from trl_opd.evals.records import file_sha256, json_sha256
@@ -30,9 +31,9 @@ IDS_SHOWN = 3
 """Examples of unknown or missing ids in a message; all of them are in the JSON file."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="trl-opd eval score", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("benchmark", metavar="BENCHMARK", help="a name, see `trl-opd eval list`, or a YAML file")
@@ -42,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_option(
         parser, "--output-dir", type=Path, metavar="RUN", help="folder of the run (default: below eval_runs/scored)"
     )
-    add_workers_option(parser)
+    add_scoring_options(parser)
     return parser
 
 
@@ -72,6 +73,7 @@ def main(argv: list[str]) -> int:
         errata=arguments.errata,
         allow_other_data=arguments.allow_other_data,
         workers=arguments.workers,
+        sandbox=arguments.sandbox,
         command=shlex.join(["trl-opd", "eval", "score", *argv]),
         progress=True,
     )

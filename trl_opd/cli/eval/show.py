@@ -1,6 +1,5 @@
 """`trl-opd eval show`: the problems of a run, or one sample with its verdict."""
 
-import argparse
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trl_opd.cli.eval.tables import percent, plain
+from trl_opd.cli.parser import Parser
 from trl_opd.errors import UserError
 from trl_opd.evals.records import suggest
 from trl_opd.evals.results import StoredRun, read_run
@@ -25,9 +25,9 @@ verdict.
 ANSWER_WIDTH, REASON_WIDTH = 20, 32
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command's options."""
-    parser = argparse.ArgumentParser(prog="trl-opd eval show", description=DESCRIPTION)
+    parser = Parser(prog="trl-opd eval show", description=DESCRIPTION)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("--failures", action="store_true", help="only problems with a wrong sample, the worst first")
     parser.add_argument("--id", metavar="X", help="one sample of this problem")
