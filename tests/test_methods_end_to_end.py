@@ -57,7 +57,7 @@ def perfect_reward(completions, **_):
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
-@pytest.mark.parametrize("method", ["grpo", "opd", "opsd", "sdpo", "srpo", "exopd", "scope"])
+@pytest.mark.parametrize("method", ["grpo", "grpo_ema", "opd", "opsd", "sdpo", "srpo", "exopd", "scope"])
 def test_accumulation_gives_the_steps_of_one_batch(method, lora, tmp_path):
     runs = []
     for steps in (1, 4):

@@ -7,6 +7,9 @@ __version__ = "0.1.0"
 #: Public name -> its module. Loaded on first use: the harness and the command line must not wait for TRL.
 _LAZY = {
     "GRPOConfig": "configs",
+    "DrGRPOConfig": "configs",
+    "DAPOConfig": "configs",
+    "GRPOEMAConfig": "configs",
     "OPDConfig": "configs",
     "OPSDConfig": "configs",
     "SDPOConfig": "configs",
@@ -15,6 +18,9 @@ _LAZY = {
     "SCOPEConfig": "configs",
     "MixConfig": "configs",
     "GRPOTrainer": "trainer",
+    "DrGRPOTrainer": "trainer",
+    "DAPOTrainer": "trainer",
+    "GRPOEMATrainer": "trainer",
     "OPDTrainer": "trainer",
     "OPSDTrainer": "trainer",
     "SDPOTrainer": "trainer",

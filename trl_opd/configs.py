@@ -156,6 +156,37 @@ class GRPOConfig(trl.GRPOConfig):
 
 
 @dataclass
+class DrGRPOConfig(GRPOConfig):
+    """
+    Configuration of [`DrGRPOTrainer`]: GRPO without the division by the group's standard deviation and by the rollout's
+    length.
+
+    Defaults from the paper (https://huggingface.co/papers/2503.20783, section 3), by TRL's options: advantages are
+    centred alone, and token losses are divided by the longest completion, for every rollout alike.
+    """
+
+    loss_type: str = field(default="dr_grpo", metadata={"help": "Surrogate and reduction of the policy gradient."})
+    scale_rewards: str = field(default="none", metadata={"help": "Scaling of advantages: group, batch or none."})
+
+
+@dataclass
+class DAPOConfig(GRPOConfig):
+    """
+    Configuration of [`DAPOTrainer`]: GRPO with DAPO's clip, reduction and overlong filtering.
+
+    Defaults from the paper (https://huggingface.co/papers/2503.14476, sections 3 and 4.1), by TRL's options: a higher
+    upper clip, a mean over all tokens of the step, no loss on rollouts that were cut. Its dynamic sampling is not in
+    TRL; its soft punishment of long rollouts is TRL's reward function `trl.rewards.get_soft_overlong_punishment`.
+    """
+
+    loss_type: str = field(default="dapo", metadata={"help": "Surrogate and reduction of the policy gradient."})
+    epsilon_high: float | None = field(default=0.28, metadata={"help": "Upper clip of the probability ratio."})
+    mask_truncated_completions: bool = field(
+        default=True, metadata={"help": "Whether rollouts that hit the length limit are left out of the loss."}
+    )
+
+
+@dataclass
 class DistillationConfig(GRPOConfig):
     """
     What every method with a teacher has in common; see the methods' own configurations for their defaults.
@@ -350,6 +381,32 @@ class SelfTeacherConfig(DistillationConfig):
     teacher_update_rate: float | None = field(
         default=None, metadata={"help": "The student's share in each ema update, or in the trust-region mean."}
     )
+
+
+@dataclass
+class GRPOEMAConfig(SelfTeacherConfig):
+    """
+    Configuration of [`GRPOEMATrainer`]: GRPO with a KL penalty towards a moving average of the policy.
+
+    The rate is SDPO's (https://huggingface.co/papers/2601.20802, table 12), the weight of the penalty GRPO's
+    (https://huggingface.co/papers/2402.03300, section 4.2), its gradient that of TRL's reference policy.
+
+    Parameters:
+        anchor_beta (`float`, *optional*, defaults to `0.04`):
+            Weight of the penalty, beside a policy gradient of weight 1.
+    """
+
+    estimator: str = field(
+        default="k1",
+        metadata={"help": "full: whole vocabulary; topk: a part of it; k1, k2, k3: the sampled tokens only."},
+    )
+    teacher_weights: str = field(
+        default="ema", metadata={"help": "The anchor's weights: frozen, ema, trust-region or live."}
+    )
+    teacher_update_rate: float | None = field(
+        default=0.05, metadata={"help": "The policy's share in each ema update, or in the trust-region mean."}
+    )
+    anchor_beta: float = field(default=0.04, metadata={"help": "Weight of the penalty towards the average."})
 
 
 @dataclass

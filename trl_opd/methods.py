@@ -17,6 +17,9 @@ class Method:
 
 METHODS = {
     "grpo": Method("GRPOTrainer", "GRPOConfig", "rewards alone: the baseline, equal to TRL's GRPOTrainer"),
+    "dr_grpo": Method("DrGRPOTrainer", "DrGRPOConfig", "GRPO without division by deviation and by length"),
+    "dapo": Method("DAPOTrainer", "DAPOConfig", "GRPO with a higher clip, a mean over tokens, overlong filtering"),
+    "grpo_ema": Method("GRPOEMATrainer", "GRPOEMAConfig", "GRPO held to a moving average of the policy"),
     "opd": Method("OPDTrainer", "OPDConfig", "an external teacher scores the student's rollouts"),
     "opsd": Method("OPSDTrainer", "OPSDConfig", "the model itself, having read the reference solution, is the teacher"),
     "sdpo": Method("SDPOTrainer", "SDPOConfig", "the model itself, having read a successful sibling or feedback"),

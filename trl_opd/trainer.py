@@ -607,6 +607,24 @@ class GRPOTrainer(OnPolicyTrainer):
     method = "grpo"
 
 
+class DrGRPOTrainer(OnPolicyTrainer):
+    """GRPO without division by the group's deviation and the rollout's length; see [`DrGRPOConfig`]."""
+
+    method = "dr_grpo"
+
+
+class DAPOTrainer(OnPolicyTrainer):
+    """GRPO with DAPO's clip, reduction and overlong filtering; see [`DAPOConfig`]."""
+
+    method = "dapo"
+
+
+class GRPOEMATrainer(OnPolicyTrainer):
+    """GRPO with a KL penalty towards a moving average of the policy; see [`GRPOEMAConfig`]."""
+
+    method = "grpo_ema"
+
+
 class OPDTrainer(OnPolicyTrainer):
     """On-policy distillation from an external teacher; see [`OPDConfig`]."""
 

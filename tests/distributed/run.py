@@ -67,7 +67,13 @@ OPTIONS = {
     "exopd": {"num_generations": 1},
     "scope": {},
 }
-REWARDS = {"grpo": digit_reward, "sdpo": even_reward, "srpo": even_reward, "scope": even_reward}
+REWARDS = {
+    "grpo": digit_reward,
+    "grpo_ema": digit_reward,
+    "sdpo": even_reward,
+    "srpo": even_reward,
+    "scope": even_reward,
+}
 EXTERNAL = ("opd", "exopd", "scope")
 
 

@@ -7,7 +7,8 @@ CONTRIBUTING.md.
 from trl_opd.objectives.base import Objective
 from trl_opd.objectives.divergence import Divergence
 from trl_opd.objectives.exopd import ExOPD
-from trl_opd.objectives.grpo import GRPO
+from trl_opd.objectives.grpo import DAPO, GRPO, DrGRPO
+from trl_opd.objectives.grpo_ema import GRPOEMA
 from trl_opd.objectives.mix import Mix
 from trl_opd.objectives.opd import OPD
 from trl_opd.objectives.opsd import OPSD
@@ -17,7 +18,22 @@ from trl_opd.objectives.srpo import SRPO
 
 #: Name of a method -> its objective.
 OBJECTIVES: dict[str, type[Objective]] = {
-    objective.name: objective for objective in (GRPO, OPD, OPSD, SDPO, SRPO, ExOPD, SCOPE, Mix)
+    objective.name: objective for objective in (GRPO, DrGRPO, DAPO, GRPOEMA, OPD, OPSD, SDPO, SRPO, ExOPD, SCOPE, Mix)
 }
 
-__all__ = ["GRPO", "OBJECTIVES", "OPD", "OPSD", "SCOPE", "SDPO", "SRPO", "Divergence", "ExOPD", "Mix", "Objective"]
+__all__ = [
+    "DAPO",
+    "GRPO",
+    "GRPOEMA",
+    "OBJECTIVES",
+    "OPD",
+    "OPSD",
+    "SCOPE",
+    "SDPO",
+    "SRPO",
+    "Divergence",
+    "DrGRPO",
+    "ExOPD",
+    "Mix",
+    "Objective",
+]

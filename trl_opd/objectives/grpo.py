@@ -26,3 +26,15 @@ class GRPO(Objective):
         signals = Signals.none(rollouts)
         signals.pg = torch.ones_like(signals.pg)
         return signals
+
+
+class DrGRPO(GRPO):
+    """Dr. GRPO (https://huggingface.co/papers/2503.20783): GRPO with the options of its configuration."""
+
+    name = "dr_grpo"
+
+
+class DAPO(GRPO):
+    """DAPO (https://huggingface.co/papers/2503.14476) without dynamic sampling: GRPO with its options."""
+
+    name = "dapo"
