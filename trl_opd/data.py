@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trl_opd.contexts import fill
 from trl_opd.errors import UserError
 from trl_opd.suggest import suggest
 
@@ -26,6 +25,8 @@ class DataArguments:
             Configuration of the hub dataset; a local file has none.
         dataset_train_split (`str`, *optional*, defaults to `"train"`):
             Split to train on; a local file is one split whatever its name.
+        dataset_revision (`str`, *optional*):
+            Commit, tag or branch of the hub dataset.
         dataset_limit (`int`, *optional*):
             Only the first so many rows.
         column_map (`str`, *optional*):
@@ -49,6 +50,9 @@ class DataArguments:
         default=None, metadata={"help": "Configuration of the hub dataset; a local file has none."}
     )
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Commit, tag or branch of the hub dataset; a local file has none."}
+    )
     dataset_limit: int | None = field(default=None, metadata={"help": "Only the first so many rows."})
     column_map: str | None = field(
         default=None, metadata={"help": 'JSON object {new column: existing column}, e.g. {"solution": "answer"}.'}
@@ -111,7 +115,12 @@ def _load(arguments: DataArguments):
             raise UserError(f"There is no data file {name}; check the path in dataset_name.")
         return _load_file(path)
     try:
-        return load_dataset(name, arguments.dataset_config, split=arguments.dataset_train_split)
+        return load_dataset(
+            name,
+            arguments.dataset_config,
+            split=arguments.dataset_train_split,
+            revision=arguments.dataset_revision,
+        )
     except (DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
@@ -169,6 +178,8 @@ def _cut_answers(dataset, pattern: str):
 
 
 def _build_prompts(dataset, template: str, system_prompt: str | None):
+    from trl_opd.contexts import fill  # imports torch, which whoever reads the arguments alone need not wait for
+
     names = [name for name in re.findall(r"\{(\w+)\}", template) if name in dataset.column_names]
     if not names:
         raise UserError(

@@ -33,8 +33,10 @@ def spec_in(folder: Path, **changes) -> Path:
         "methods": [{"name": name, "method": name, "recipe": "recipes/fake.yaml"} for name in ("grpo", "opd", "opsd")],
         "baseline": "grpo",
         "seeds": [0, 1],
-        "evaluation": {"benchmark": "arithmetic", "n": 2, "limit": 12},
-        "workers": 2,
+        "data": {"dataset_name": "testbed"},
+        "budget": {"unit": "steps", "value": 30},
+        "evaluation": [{"benchmark": "arithmetic", "n": 2, "limit": 12}],
+        "launch": {"workers": 2},
     } | changes
     path = folder / "boards" / f"{raw['name']}.yaml"
     path.parent.mkdir(exist_ok=True)

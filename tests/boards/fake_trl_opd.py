@@ -26,7 +26,7 @@ def main() -> int:
         parser.add_argument(f"--{flag}")
     for flag in ("seed", "n", "limit", "max_new_tokens", "fail_at"):
         parser.add_argument(f"--{flag}", type=int)
-    arguments = parser.parse_args()
+    arguments, _ = parser.parse_known_args()  # model, rows, budget: the same for all
     folder = Path(arguments.output_dir)
     if arguments.kind == "eval":
         folder = folder / arguments.benchmark

@@ -194,7 +194,7 @@ def test_run_with_other_settings_is_refused_by_name(write_spec, launcher, tmp_pa
 
 def test_other_evaluation_is_kept_beside_the_first(write_spec, launcher):
     assert run_board(load_spec(write_spec(methods=[GRPO])), launcher) == 0
-    changed = load_spec(write_spec(methods=[GRPO], evaluation={"benchmark": "arithmetic", "n": 3, "limit": 12}))
+    changed = load_spec(write_spec(methods=[GRPO], evaluation=[{"benchmark": "arithmetic", "n": 3, "limit": 12}]))
     assert run_board(changed, launcher) == 0
     counts = starts(changed.runs_folder)
     assert counts["grpo-seed0/train"] == 1

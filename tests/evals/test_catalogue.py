@@ -13,6 +13,7 @@ from trl_opd.evals.suites import load_suite, names
 SUITES = {"math", "math-hard", "code", "science", "quick", "testbed"}
 BENCHMARKS = sorted(set(names()) - SUITES)
 UNPINNED = {"livecodebench"}
+BUILT_IN = {"arithmetic", "arithmetic_validation"}
 
 
 def only(name):
@@ -25,7 +26,7 @@ def test_all_standard_sets_are_there():
         *("gsm8k", "math500", "aime2024", "aime2025", "hmmt_feb_2025", "hmmt_nov_2025", "amc2023", "minerva_math"),
         *("olympiadbench", "humaneval", "humanevalplus", "mbpp", "mbppplus", "livecodebench", "leetcode", "codeforces"),
         *("sciknoweval_chemistry", "sciknoweval_physics", "sciknoweval_biology", "sciknoweval_material"),
-        *("tooluse", "arithmetic"),
+        *("tooluse", "arithmetic", "arithmetic_validation"),
     }
 
 
@@ -47,13 +48,14 @@ def test_a_suite_holds_each_benchmark_once(name):
     assert not UNPINNED & set(members)
 
 
-def test_the_arithmetic_rows_are_the_testbeds():
-    rows = load_rows(only("arithmetic"))
-    assert len(rows.problems) == 512
+@pytest.mark.parametrize(("name", "count"), [("arithmetic", 512), ("arithmetic_validation", 256)])
+def test_the_arithmetic_rows_are_the_testbeds(name, count):
+    rows = load_rows(only(name))
+    assert len(rows.problems) == count
     assert rows.comparable
 
 
-@pytest.mark.parametrize("name", sorted({*BENCHMARKS} - UNPINNED - {"arithmetic"}))
+@pytest.mark.parametrize("name", sorted({*BENCHMARKS} - UNPINNED - BUILT_IN))
 def test_a_local_copy_is_the_expected_data_and_every_prompt_is_whole(shared, name):
     benchmark = only(name)
     rows = load_rows(benchmark, shared / "data")
@@ -68,7 +70,7 @@ def test_a_local_copy_is_the_expected_data_and_every_prompt_is_whole(shared, nam
         assert not re.search(r"\{[a-z_]+\}", frame)
 
 
-@pytest.mark.parametrize("name", sorted({*BENCHMARKS} - UNPINNED - {"arithmetic"}))
+@pytest.mark.parametrize("name", sorted({*BENCHMARKS} - UNPINNED - BUILT_IN))
 def test_one_changed_answer_is_refused(shared, tmp_path, name):
     benchmark = only(name)
     copy = tmp_path / benchmark.local.file

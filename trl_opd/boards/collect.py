@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trl_opd.boards.files import content_hash, read_json, read_rows
-from trl_opd.boards.runs import EVAL, FINISHED, TRAIN, Run, Stage, Status, status_of
+from trl_opd.boards.runs import FINISHED, TRAIN, Run, Stage, Status, status_of
 from trl_opd.errors import UserError
 from trl_opd.evals.results import StoredRun, read_run
 
@@ -73,7 +73,10 @@ def _read(run: Run) -> RunRecord:
     status = status_of(run)
     if status.state != FINISHED:
         return RunRecord(run, status, training, log)
-    return RunRecord(run, status, training, log, **_read_evaluation(stages[EVAL]))
+    primary = next((stage for stage in run.stages if stage.entry and stage.entry.purpose == "primary"), None)
+    if primary is None:
+        return RunRecord(run, status, training, log)
+    return RunRecord(run, status, training, log, **_read_evaluation(primary))
 
 
 def _read_evaluation(stage: Stage) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from trl_opd.boards import stats
 from trl_opd.boards.collect import RunRecord, collect
 from trl_opd.boards.files import content_hash, write_json, write_text
 from trl_opd.boards.page import render_page
-from trl_opd.boards.runs import FINISHED, MISSING, plan_runs, status_of
+from trl_opd.boards.runs import FINAL, FINISHED, MISSING, plan_runs, status_of
 from trl_opd.boards.spec import BASE_RUN, BoardSpec
 from trl_opd.boards.table import render_table
 from trl_opd.errors import UserError
@@ -51,9 +51,10 @@ def write_report(spec: BoardSpec) -> dict[str, Path]:
 def build_results(spec: BoardSpec, records: Sequence[RunRecord]) -> dict[str, Any]:
     """Everything on the page, as JSON values."""
     lines = {BASE_RUN: [record for record in records if record.run.method is None]} | {
-        method.name: [record for record in records if record.run.method == method] for method in spec.methods
+        method.name: [record for record in records if record.run.role == FINAL and record.run.method == method]
+        for method in spec.methods
     }
-    evaluation = asdict(replace(spec.evaluation, data_dir=None))
+    evaluation = asdict(replace(spec.primary, data_dir=None))
     problems, answers = next((record.correct.shape for record in records if record.counts), (0, 0))
     return {
         "format": FORMAT,
@@ -64,7 +65,7 @@ def build_results(spec: BoardSpec, records: Sequence[RunRecord]) -> dict[str, An
         "baseline": spec.baseline,
         "seeds": spec.seeds,
         "evaluation": {key: value for key, value in evaluation.items() if value is not None},
-        "calibration": state_of(spec.evaluation.benchmark),
+        "calibration": state_of(spec.primary.benchmark),
         "problems": problems,
         "answers": answers,
         "level": stats.LEVEL,

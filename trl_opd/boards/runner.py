@@ -28,6 +28,7 @@ from trl_opd.boards.runs import (
     write_identity,
 )
 from trl_opd.boards.spec import BoardSpec
+from trl_opd.boards.trials import settle_trials
 from trl_opd.errors import UserError
 
 LAUNCHER = (sys.executable, "-m", "trl_opd")
@@ -60,29 +61,44 @@ def run_board(spec: BoardSpec, launcher: Sequence[str] = LAUNCHER, console: Cons
     for run in runs:
         check_identity(run)
     with _board_lock(spec), show_progress(runs, console or Console()) as display, _terminate_as_interrupt():
-        queue = _Queue(spec, runs, launcher, display)
+        queue = _Queue(spec, launcher, display)
         try:
             queue.drain()
         except KeyboardInterrupt:
             queue.stop()
-            done = sum(status_of(run).state == FINISHED for run in runs)
+            done = sum(status_of(run).state == FINISHED for run in plan_runs(spec))
             display.event(
                 f"Stopped: {done} of {len(runs)} runs are finished and stay; the same command goes on from here."
             )
             return INTERRUPTED
-    return 1 if any(status_of(run).state != FINISHED for run in runs) else 0
+    return 1 if any(status_of(run).state != FINISHED for run in plan_runs(spec)) else 0
 
 
 class _Queue:
     """Pending runs and the subprocesses at work on the others."""
 
-    def __init__(self, spec: BoardSpec, runs: list[Run], launcher: Sequence[str], display: Display):
+    def __init__(self, spec: BoardSpec, launcher: Sequence[str], display: Display):
         self.spec = spec
         self.launcher = launcher
         self.display = display
-        self.pending = deque(run for run in runs if run.next_stage() is not None)
+        self.runs: dict[str, Run] = {}
+        self.queued: set[str] = set()
+        self.pending: deque[Run] = deque()
         self.active: list[_Active] = []
         self.waiting_since: dict[str, float] = {}
+        self._plan()
+
+    def _plan(self) -> None:
+        """Look at the files again: trials that have ended choose a rate, and the runs that waited for them begin."""
+        for sentence in settle_trials(self.spec):
+            self.display.event(sentence)
+        self.runs = {run.name: run for run in plan_runs(self.spec)}
+        begin = [run for run in self.runs.values() if run.name not in self.queued and run.next_stage() is not None]
+        for run in begin:
+            check_identity(run)
+        self.pending.extend(begin)
+        self.queued.update(run.name for run in begin)
+        self.display.runs = list(self.runs.values())
 
     def drain(self) -> None:
         while self.pending or self.active:
@@ -105,7 +121,7 @@ class _Queue:
 
     def _start_waiting(self) -> None:
         for _ in range(len(self.pending)):
-            if len(self.active) >= self.spec.workers:
+            if len(self.active) >= self.spec.launch.workers:
                 return
             self._try_start(self.pending.popleft())
 
@@ -155,12 +171,14 @@ class _Queue:
 
     def _advance(self, one: _Active) -> None:
         self.display.event(f"{one.run.name}: {one.stage.kind} finished in {time.monotonic() - one.started:.0f} s")
-        if one.run.next_stage() is not None:
-            self.pending.appendleft(one.run)
+        self._plan()
+        if self.runs[one.run.name].next_stage() is not None:
+            self.pending.appendleft(self.runs[one.run.name])
 
     def _fail(self, run: Run, stage: Stage, error: str) -> None:
         record_attempt(run, FAILED, stage.kind, error)
         self.display.event(f"{run.name}: {stage.kind} failed: {error}")
+        self._plan()
 
 
 def _last_words(one: _Active) -> str:

@@ -95,7 +95,7 @@ def _plan(spec: BoardSpec, console: Console) -> int:
         console.print(Text(f"{run.name}: {state}{''.join(left)}"), soft_wrap=True)
     finished = sum(status_of(run).state == FINISHED for run in runs)
     console.print(
-        f"{finished} of {len(runs)} runs finished, {spec.workers} at a time, in {spec.folder}", soft_wrap=True
+        f"{finished} of {len(runs)} runs finished, {spec.launch.workers} at a time, in {spec.folder}", soft_wrap=True
     )
     return 0
 
