@@ -28,6 +28,8 @@ _LAZY = {
     "ExOPDTrainer": "trainer",
     "SCOPETrainer": "trainer",
     "MixTrainer": "trainer",
+    "OnPolicyTrainer": "trainer",
+    "Objective": "objectives",
     "DiscoverConfig": "discover",
     "DiscoverTrainer": "discover",
     "UserError": "errors",

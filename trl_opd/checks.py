@@ -53,6 +53,39 @@ POLICY_ONLY = (
 )
 
 
+#: Options that say what the teacher reads, and so would be ignored beside a function that says it.
+CONTEXT_OPTIONS = (
+    "reference_template",
+    "solution_column",
+    "use_feedback",
+    "exclude_self",
+    "feedback_only_without_demonstration",
+    "include_attempt",
+    "strip_thinking",
+    "teacher_template",
+    "demonstration_section",
+    "feedback_section",
+    "attempt_section",
+)
+
+
+def check_context_function(config: Any, objective: Objective) -> None:
+    """Refuses a context function where there is no teacher, or beside options that it makes idle.
+
+    Raises:
+        `UserError`: Naming what would be ignored.
+    """
+    if objective.teacher == "none":
+        raise UserError(f"{objective.name} has no teacher, so teacher_context would be ignored; remove it.")
+    if getattr(config, "teacher_cache", None):
+        raise UserError("A teacher cache holds what the teacher read already; remove teacher_context, or the cache.")
+    for name in CONTEXT_OPTIONS:
+        if name in changed(config):
+            raise UserError(
+                f"{name} would be ignored beside teacher_context, which says what the teacher reads; remove it."
+            )
+
+
 def check_config(config: Any, objective: Objective) -> None:
     """Refuses options that the pipeline cannot honour or that the objective would ignore.
 

@@ -9,7 +9,7 @@ that is counted too.
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from trl_opd.errors import UserError
 from trl_opd.rollouts import Prompt, Rollouts
@@ -64,6 +64,51 @@ class ReferenceSolution(Context):
         return rollouts.examples[row][self.columns[0]] or ""
 
 
+class FunctionContext(Context):
+    """What a function of your own makes of each rollout.
+
+    Args:
+        function (`Callable`): Called once for each rollout, with keywords of which it names those that it wants and
+            ends with `**_`; it returns the text of the last user turn as the teacher reads it, or None where there is
+            nothing to tell the teacher. The keywords are `question`, the text of that turn as the student reads it;
+            `completion`, `reward` and `feedback` of the rollout; `siblings`, the `Sibling`s of its group, its own among
+            them (empty for methods that do not look at groups); and the columns of the dataset row.
+    """
+
+    placeholders = ()
+
+    def __init__(self, function: Callable[..., str | None]):
+        self.function = function
+        self._texts: list[str | None] = []
+
+    def prompts(self, rollouts: Rollouts) -> list[Prompt | None]:
+        self._texts = [self._text(rollouts, row) for row in range(len(rollouts))]
+        return [
+            None if text is None else rewrite(prompt, "{text}", text=text)
+            for prompt, text in zip(rollouts.prompts, self._texts, strict=True)
+        ]
+
+    def privileged(self, rollouts: Rollouts, row: int) -> str:
+        return self._texts[row] or ""
+
+    def _text(self, rollouts: Rollouts, row: int) -> str | None:
+        own = rollouts.own[row]
+        told = {
+            "question": last_user_turn(rollouts.prompts[row]),
+            "completion": own.text,
+            "reward": own.reward,
+            "feedback": rollouts.feedback[row],
+            "siblings": rollouts.siblings[row],
+        }
+        text = self.function(**rollouts.examples[row] | told)
+        if text is not None and not isinstance(text, str):
+            raise UserError(
+                f"The teacher's context function returned {type(text).__name__}; return the text of the teacher's user "
+                "turn, or None."
+            )
+        return text
+
+
 def check_template(option: str, template: str, placeholders: tuple[str, ...]) -> None:
     """Refuses a template that lacks one of its placeholders.
 
@@ -81,6 +126,15 @@ def fill(template: str, **values: str) -> str:
     return re.sub(rf"\{{({pattern})\}}", lambda match: values[match.group(1)], template)
 
 
+def last_user_turn(prompt: Prompt) -> str:
+    """The text of a prompt's last user turn, or the whole text prompt.
+
+    Raises:
+        `UserError`: If a conversation has no user turn, or one that is not plain text.
+    """
+    return prompt if isinstance(prompt, str) else prompt[_last_user(prompt)]["content"]
+
+
 def rewrite(prompt: Prompt, template: str, **values: str) -> Prompt:
     """The prompt with the text of its last user turn (or the whole text prompt) put through a template.
 
@@ -89,13 +143,18 @@ def rewrite(prompt: Prompt, template: str, **values: str) -> Prompt:
     """
     if isinstance(prompt, str):
         return fill(template, prompt=prompt, **values)
+    last = _last_user(prompt)
+    turn = {**prompt[last], "content": fill(template, prompt=prompt[last]["content"], **values)}
+    return [*prompt[:last], turn, *prompt[last + 1 :]]
+
+
+def _last_user(prompt: list[dict[str, Any]]) -> int:
     last = max((i for i, turn in enumerate(prompt) if turn["role"] == "user"), default=None)
     if last is None:
         raise UserError("A prompt has no user turn to put the teacher's context into; give each conversation one.")
     if not isinstance(prompt[last]["content"], str):
         raise UserError("A user turn's content is not plain text, and only text can be rewritten for the teacher.")
-    turn = {**prompt[last], "content": fill(template, prompt=prompt[last]["content"], **values)}
-    return [*prompt[:last], turn, *prompt[last + 1 :]]
+    return last
 
 
 def generation_header(tokenizer, chat_template: str | None, chat_template_kwargs: dict) -> list[int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trl_opd import user_code
 from trl_opd.errors import UserError
 from trl_opd.suggest import suggest
 
@@ -40,6 +41,8 @@ class DataArguments:
         reward_funcs (`list[str]`, *optional*):
             Reward functions: `math_reward` (needs an `answer` column), `code_reward` (a `tests` column),
             `testbed_reward`, or dotted import paths.
+        teacher_context (`str`, *optional*):
+            Dotted path of a function that says what the teacher reads, see `trl_opd.contexts.FunctionContext`.
     """
 
     dataset_name: str = field(
@@ -71,6 +74,9 @@ class DataArguments:
             "help": "math_reward (needs an answer column), code_reward (a tests column), testbed_reward, or dotted "
             "import paths."
         },
+    )
+    teacher_context: str | None = field(
+        default=None, metadata={"help": "Dotted path of a function of yours that says what the teacher reads."}
     )
 
 
@@ -201,24 +207,15 @@ def load_reward_functions(names: list[str] | None) -> list:
     Raises:
         `UserError`: If a name is neither known nor a dotted path to a function.
     """
-    from importlib import import_module
-
     from trl_opd.testbed.rewards import testbed_reward
     from trl_opd.verify.rewards import math_reward
     from trl_opd.verify.rewards_code import code_reward
 
     known = {"math_reward": math_reward, "code_reward": code_reward, "testbed_reward": testbed_reward}
-    functions = []
     for name in names or []:
-        if name in known:
-            functions.append(known[name])
-            continue
-        module, _, attribute = name.rpartition(".")
-        try:
-            functions.append(getattr(import_module(module), attribute))
-        except (ImportError, AttributeError, ValueError) as error:
+        if name not in known and "." not in name:
             raise UserError(
                 f"There is no reward function {name!r}{suggest(name, known)}; use {', '.join(known)}, or the dotted "
                 "path of a function."
-            ) from error
-    return functions
+            )
+    return [known[name] if name in known else user_code.find(name, "reward function") for name in names or []]

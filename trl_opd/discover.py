@@ -100,6 +100,7 @@ class DiscoverTrainer(SDPOTrainer):
         solution (`str`, *optional*): Its text.
     """
 
+    keeps_record = False  # of both arms and all questions there is one, the command's
     attempts: int = 0
     first_success: int | None = None
     solution: str | None = None

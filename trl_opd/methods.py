@@ -1,14 +1,16 @@
 """The table of methods: what the command line, the docs and the boards may name."""
 
 from dataclasses import dataclass
+from importlib import import_module
 
+from trl_opd import user_code
 from trl_opd.errors import UserError
 from trl_opd.suggest import suggest
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method's public names in `trl_opd` and one line on what it does."""
+    """One line on a method, and its classes: public names of `trl_opd`, or `module:Class` from outside."""
 
     trainer: str
     config: str
@@ -31,11 +33,30 @@ METHODS = {
 
 
 def method(name: str) -> Method:
-    """The method of a name.
+    """The method of a name; `module:Trainer` is one from outside the package, and is imported.
 
     Raises:
         `UserError`: If there is none, with the nearest known name.
     """
+    if ":" in name:
+        return _from_outside(name)
     if name not in METHODS:
-        raise UserError(f"There is no method {name!r}{suggest(name, METHODS)}; use one of {', '.join(METHODS)}.")
+        raise UserError(
+            f"There is no method {name!r}{suggest(name, METHODS)}; use one of {', '.join(METHODS)}, or module:Trainer "
+            "for one of your own."
+        )
     return METHODS[name]
+
+
+def load(name: str) -> type:
+    """The class that a `Method` names."""
+    return user_code.find(name, "class") if ":" in name else getattr(import_module("trl_opd"), name)
+
+
+def _from_outside(name: str) -> Method:
+    trainer = user_code.find(name, "trainer")
+    if not (isinstance(trainer, type) and hasattr(trainer, "config_class") and hasattr(trainer, "method")):
+        raise UserError(f"{name} is no method; name a subclass of trl_opd.OnPolicyTrainer with an objective_class.")
+    known = METHODS.get(trainer.method)
+    config = known.config if known else f"{trainer.config_class.__module__}:{trainer.config_class.__name__}"
+    return Method(name, config, (trainer.__doc__ or "a method of your own").strip().splitlines()[0])

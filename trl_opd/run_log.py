@@ -1,4 +1,7 @@
-"""A training run's own record: `run.json` (what it is and how far it got) and `log.jsonl` (one row per logged step)."""
+"""A training run's own record: `run.json` (what it is and how far it got) and `log.jsonl` (one row per logged step).
+
+Evaluations on an `eval_dataset` go to `eval_log.jsonl`, whatever `report_to` says.
+"""
 
 import fcntl
 import json
@@ -7,6 +10,8 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,15 +20,19 @@ from typing import IO, Any
 import torch
 from transformers import TrainerCallback
 
+from trl_opd import health
 from trl_opd.defaults import changed
 from trl_opd.errors import UserError
 from trl_opd.state import newest_checkpoint
 
 RECORD = "run.json"
 LOG = "log.jsonl"
+EVAL_LOG = "eval_log.jsonl"
 PACKAGES = ("trl-opd", "trl", "transformers", "torch", "accelerate", "peft", "datasets", "math-verify")
 #: Keys of a configuration that say where and how a run is carried out, not what it computes.
 CIRCUMSTANCES = ("output_dir", "resume_from_checkpoint", "logging_dir", "run_name")
+#: Keys whose values are nobody's business: they are left out of the record, which may be pushed to the hub.
+SECRETS = ("hub_token", "push_to_hub_token")
 
 
 def differences(*configs: Any) -> dict[str, Any]:
@@ -34,7 +43,7 @@ def differences(*configs: Any) -> dict[str, Any]:
         given = changed(config)
         for name in (f.name for f in fields(config) if f.init and f.name in given and not f.name.startswith("_")):
             value = getattr(config, name)
-            if not is_dataclass(value):
+            if not is_dataclass(value) and name not in SECRETS:
                 found[name] = value if isinstance(value, plain) else str(value)
     return found
 
@@ -50,16 +59,24 @@ def versions() -> dict[str, str]:
     return found
 
 
-class RunFolder:
-    """The folder of one run, held by one process at a time.
+def command() -> list[str]:
+    """The command line of this process, without secrets."""
+    shown, hide = [], False
+    for word in sys.argv:
+        option, equals, _ = word.lstrip("-").partition("=")
+        secret = word.startswith("--") and option in SECRETS
+        shown.append("..." if hide else f"--{option}=..." if secret and equals else word)
+        hide = secret and not equals
+    return shown
+
+
+class RunBooks:
+    """The record and the log of one run, in its output folder.
 
     Args:
-        path (`Path`): The run's output folder; made if it is missing.
+        path (`Path`): The run's output folder; made when training starts.
         method (`str`): Name of the method.
         config (`dict`): What the run computes: the values that differ from the defaults.
-
-    Raises:
-        `UserError`: If another process holds the folder, or another run's record lies in it.
     """
 
     def __init__(self, path: Path, method: str, config: dict[str, Any]):
@@ -70,6 +87,80 @@ class RunFolder:
         }
         #: Several processes train one run; the first of them keeps its books.
         self.primary = int(os.environ.get("RANK", "0")) == 0
+        self.record: dict[str, Any] = {}
+
+    def make_folder(self) -> None:
+        """Makes the output folder.
+
+        Raises:
+            `UserError`: If that cannot be.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._not_writable(error) from error
+
+    def write(self, **facts: Any) -> None:
+        """Updates the record, at once or not at all."""
+        if not self.primary:
+            return
+        self.record = self.identity | self.record | facts
+        partial = self.path / f"{RECORD}.partial"
+        partial.write_text(json.dumps(self.record, indent=1, default=str))
+        partial.replace(self.path / RECORD)
+
+    def start(self, resumed_step: int) -> None:
+        """Marks the run as running, and drops log rows after the step that it goes on from.
+
+        A run that does not go on from anything leaves what lies there under names with a number.
+        """
+        if not self.primary:
+            return
+        self.make_folder()
+        if resumed_step == 0:
+            self._set_aside()
+        self._go_on(resumed_step)
+
+    def append(self, row: dict[str, Any], log: str = LOG) -> None:
+        """Adds one row to a log."""
+        with open(self.path / log, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The logged steps so far, those of earlier sittings included."""
+        return _whole_rows(self.path / LOG)
+
+    def _set_aside(self) -> None:
+        earlier = [self.path / name for name in (RECORD, LOG, EVAL_LOG) if (self.path / name).exists()]
+        number = 1
+        while any(path.with_stem(f"{path.stem}.{number}").exists() for path in earlier):
+            number += 1
+        for path in earlier:
+            path.rename(path.with_stem(f"{path.stem}.{number}"))
+
+    def _go_on(self, resumed_step: int) -> None:
+        for name in (LOG, EVAL_LOG):
+            kept = [row for row in _whole_rows(self.path / name) if row["step"] <= resumed_step]
+            if name == LOG or (self.path / name).exists():
+                (self.path / name).write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self.write(status="running", versions=versions(), command=command(), hardware=hardware(), error=None)
+
+    def _not_writable(self, error: OSError) -> UserError:
+        return UserError(f"The output folder {self.path} cannot be written ({error.strerror}); choose another.")
+
+
+class RunFolder(RunBooks):
+    """The folder of one run of the command line, held by one process at a time.
+
+    Args:
+        path, method, config: As for `RunBooks`; the folder is made if it is missing.
+
+    Raises:
+        `UserError`: If another process holds the folder, or another run's record lies in it.
+    """
+
+    def __init__(self, path: Path, method: str, config: dict[str, Any]):
+        super().__init__(path, method, config)
         self._lock = self._take_lock() if self.primary else None
         self.record = self._read()
 
@@ -80,14 +171,17 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
 
+    def start(self, resumed_step: int) -> None:
+        """Marks the run as running, and drops log rows after the step that it goes on from."""
+        if self.primary:
+            self._go_on(resumed_step)
+
     def _take_lock(self) -> IO[str]:
+        self.make_folder()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / ".lock", "w")  # noqa: SIM115 held until the run ends
         except OSError as error:
-            raise UserError(
-                f"The output folder {self.path} cannot be written ({error.strerror}); choose another."
-            ) from error
+            raise self._not_writable(error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -118,29 +212,11 @@ class RunFolder:
     def finished(self) -> bool:
         return self.record.get("status") == "finished"
 
-    def write(self, **facts: Any) -> None:
-        """Updates the record, at once or not at all."""
-        if not self.primary:
-            return
-        self.record = self.identity | self.record | facts
-        partial = self.path / f"{RECORD}.partial"
-        partial.write_text(json.dumps(self.record, indent=1, default=str))
-        partial.replace(self.path / RECORD)
 
-    def start(self, resumed_step: int) -> None:
-        """Marks the run as running, and drops log rows after the step that it goes on from."""
-        if not self.primary:
-            return
-        log = self.path / LOG
-        rows = [line for line in log.read_text().splitlines() if line.endswith("}")] if log.exists() else []
-        kept = [line for line in rows if json.loads(line)["step"] <= resumed_step]
-        log.write_text("".join(f"{line}\n" for line in kept))
-        self.write(status="running", versions=versions(), command=sys.argv, hardware=hardware(), error=None)
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Adds one row to the log."""
-        with open(self.path / LOG, "a") as log:
-            log.write(json.dumps(row) + "\n")
+def _whole_rows(log: Path) -> list[dict[str, Any]]:
+    """The rows of a log; a last one that a kill cut short is left out."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def _changed(stored: dict[str, Any], wanted: dict[str, Any]) -> set[str]:
@@ -162,25 +238,65 @@ def peak_memory_bytes() -> int:
 
 
 class RunRecorder(TrainerCallback):
-    """Writes the run's record and log as it trains, and prints one line for each logged step.
+    """Keeps a trainer's books while it trains, and says at the end whether it went well.
 
     Args:
-        folder (`RunFolder`): Where to write.
-        trainer (`OnPolicyTrainer`): Whose costs to read.
+        trainer (`OnPolicyTrainer`): Whose steps and costs to write.
+
+    Attributes:
+        books (`RunBooks`): Where to write.
     """
 
-    def __init__(self, folder: RunFolder, trainer):
-        self.folder = folder
+    def __init__(self, trainer):
         self.trainer = trainer
+        self.books = RunBooks(Path(trainer.args.output_dir), trainer.method, differences(trainer.args))
+        self._commanded = self._sitting = False
+
+    def obey(self, folder: RunFolder) -> None:
+        """Writes into the command line's folder, which calls the run finished itself, and prints a line for a step."""
+        self.books, self._commanded = folder, True
+
+    @contextmanager
+    def sitting(self, resumed_step: int) -> Iterator[None]:
+        """Inside, the trainer trains."""
+        self.books.start(resumed_step)
+        self._sitting = True
+        try:
+            yield
+        except BaseException as error:
+            last_line = (str(error).strip().splitlines() or [""])[-1]
+            self.books.write(status="failed", error=f"{type(error).__name__}: {last_line}")
+            raise
+        finally:
+            self._sitting = False
+        self._close()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or "loss" not in logs:
+        if not self._sitting or not state.is_world_process_zero:
+            return
+        if "loss" not in logs:
+            if any(name.startswith("eval_") for name in logs):
+                self.books.append({"step": state.global_step, **logs}, EVAL_LOG)
             return
         spent = self.trainer.spent()
         facts = {name: value for name, value in logs.items() if name not in spent}
-        self.folder.append({"step": state.global_step, **spent, **facts})
-        self.folder.write(step=state.global_step, total_steps=state.max_steps, **spent)
-        print(_progress_line(state, logs, spent), flush=True)
+        self.books.append({"step": state.global_step, **spent, **facts})
+        self.books.write(step=state.global_step, total_steps=state.max_steps, **spent)
+        if self._commanded:
+            print(_progress_line(state, logs, spent), flush=True)
+
+    def _close(self) -> None:
+        if not self.books.primary:
+            return
+        rows = self.books.rows()
+        print(health.summary(rows), flush=True)
+        self.books.write(
+            **({} if self._commanded else {"status": "finished"}),
+            steps=self.trainer.state.global_step,
+            peak_memory_bytes=peak_memory_bytes(),
+            health=[finding.record() for finding in health.findings(rows)],
+            **self.trainer.spent(),
+        )
 
 
 def _progress_line(state, logs: dict[str, Any], spent: dict[str, Any]) -> str:

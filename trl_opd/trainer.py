@@ -7,9 +7,11 @@ one student forward per micro-batch. It never asks which objective is running.
 """
 
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
@@ -22,14 +24,17 @@ from trl_opd import checks, engine_sync, loss_trl, offsite, sharding
 from trl_opd.aggregation import COMPOSITION_DEPENDENT, Window, count, token_weights
 from trl_opd.batches import Batch, compact, loss_mask, pack, picked, prompt_ids, signal_tensors, trimmed, working_rows
 from trl_opd.compat import is_peft_model, redirect_forward, tokenize_prompts
+from trl_opd.configs import GRPOConfig
+from trl_opd.contexts import FunctionContext
 from trl_opd.encoding import completion_hidden, find_prefixes, prefix_obstacle
 from trl_opd.errors import UserError
 from trl_opd.eval_callback import EvalSuiteCallback, suite_of
 from trl_opd.loss import token_loss
 from trl_opd.metrics import TokenMeans, signal_shares
-from trl_opd.objectives import OBJECTIVES
+from trl_opd.objectives import OBJECTIVES, Objective
 from trl_opd.policy import PolicyGradient
 from trl_opd.rollouts import Rollouts, Scores, Sibling, Signals, text_of
+from trl_opd.run_log import RunRecorder
 from trl_opd.scoring import Oracle, Reading, score
 from trl_opd.state import TEACHER_FILE, PipelineState, resumable, rotate
 from trl_opd.teacher_cache import load_rollouts
@@ -68,12 +73,37 @@ class OnPolicyTrainer(_GRPOTrainer):
             The external teacher, for methods that have one.
         reference_model (`str` or `PreTrainedModel`, *optional*):
             The reference that extrapolation starts from; the student's start if there is none.
+        teacher_context (`Callable`, *optional*):
+            Your own say on what the teacher reads, see [`~trl_opd.contexts.FunctionContext`].
 
     Raises:
         `UserError`: Before a model is loaded, for a setting or a dataset that cannot work.
     """
 
-    method: str
+    method: ClassVar[str]
+    #: Of a method from outside the package: what it is, and how it is configured.
+    objective_class: ClassVar[type[Objective] | None] = None
+    config_class: ClassVar[type[GRPOConfig]] = GRPOConfig
+    #: Whether `run.json` and `log.jsonl` are written into `output_dir`.
+    keeps_record: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "objective_class" in vars(cls):
+            cls.method = cls.objective_class.name
+
+    @classmethod
+    def make_objective(cls, config: Any, teacher_context: Callable[..., str | None] | None = None) -> Objective:
+        """The objective that a configuration asks for.
+
+        Raises:
+            `UserError`: If its settings cannot work.
+        """
+        objective = (cls.objective_class or OBJECTIVES[cls.method])(config)
+        if teacher_context is not None:
+            checks.check_context_function(config, objective)
+            objective.context = FunctionContext(teacher_context)
+        return objective
 
     def __init__(
         self,
@@ -86,13 +116,14 @@ class OnPolicyTrainer(_GRPOTrainer):
         *,
         teacher_model=None,
         reference_model=None,
+        teacher_context=None,
         **kwargs,
     ):
         if args is None:
             raise UserError(f"args is missing; pass a {type(self).__name__.replace('Trainer', 'Config')}.")
         if sharding.launched_with_fsdp1():  # on a CPU accelerate itself would fail first, and not say why
             raise UserError(FSDP1)
-        self.objective = OBJECTIVES[self.method](args)
+        self.objective = self.make_objective(args, teacher_context)
         checks.check_config(args, self.objective)
         loss_trl.check_kernel(args.loss_kernel, self.objective)
         checks.check_adapter(kwargs.get("peft_config"))
@@ -128,6 +159,8 @@ class OnPolicyTrainer(_GRPOTrainer):
         self._check_model(reference_model)
         if suite:
             self.add_callback(EvalSuiteCallback(self, suite))
+        self.recorder = RunRecorder(self)
+        self.add_callback(self.recorder)
         self.policy = PolicyGradient.of(args) if self.objective.uses_policy_gradient else None
         self.aggregation = checks.resolve_aggregation(args)
         self._token_loss = loss_trl.token_loss if args.loss_kernel == "trl" else token_loss
@@ -583,14 +616,16 @@ class OnPolicyTrainer(_GRPOTrainer):
             self.pipeline_state.save(folder)
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        step = 0
         if resume_from_checkpoint:
             folder = resumable(self.args.output_dir, resume_from_checkpoint)
-            resume_from_checkpoint = str(folder)
+            resume_from_checkpoint, step = str(folder), int(folder.name.rsplit("-", 1)[1])
             self.pipeline_state = PipelineState.load(folder, self.method)
             for index, scorer in enumerate(self.scorers):
                 scorer.load(folder / TEACHER_FILE.format(index))
         self._started, self._seconds_before = time.monotonic(), self.pipeline_state.seconds
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with self.recorder.sitting(step) if self.keeps_record else nullcontext():
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def spent(self) -> dict[str, float]:
         """What training has cost so far, earlier sittings included: seconds, generated tokens, teacher tokens."""

@@ -7,7 +7,7 @@ from typing import Any
 from trl_opd.cli.parser import Parser
 from trl_opd.cli.train import check_recipe, parse, resolve_model, settle_models
 from trl_opd.errors import UserError
-from trl_opd.methods import METHODS, method
+from trl_opd.methods import METHODS, load, method
 
 USAGE = """usage: trl-opd cache METHOD --config RECIPE.yaml --output DIR [--rollouts FILE] [--option value ...]
 
@@ -69,9 +69,11 @@ def _cache(name: str, arguments: argparse.Namespace, data_args: Any, config: Any
         raise UserError(
             "teacher_cache is where training reads a cache; leave it out, and name the new one with --output."
         )
-    objective = OBJECTIVES[name](config)
+    if data_args.teacher_context:
+        raise UserError("A teacher's scores are kept for the prompts as they are; remove teacher_context.")
+    objective = load(method(name).trainer).make_objective(config)
     if objective.teacher != "external":
-        known = ", ".join(method for method in METHODS if OBJECTIVES[method].teacher == "external")
+        known = ", ".join(known for known in METHODS if OBJECTIVES[known].teacher == "external")
         raise UserError(f"{name} has no external teacher whose scores could be kept; use {known}, or mix.")
     checks.check_config(config, objective)
     offsite.check_settings(config, objective)

@@ -1,6 +1,5 @@
 """`trl-opd discover --config recipe.yaml --key value ...`: SDPO at test time against best-of-k."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trl_opd.cli.train import check_recipe, make_trainer, parse
+from trl_opd.cli.train import check_recipe, make_trainer, named_functions, parse
 from trl_opd.errors import UserError
 
 USAGE = """usage: trl-opd discover --config RECIPE.yaml [--option value ...]
@@ -70,18 +69,18 @@ def _discover(data_args: Any, config: Any, model_args: Any) -> int:
 
 
 def _search(folder: Any, data_args: Any, config: Any, model_args: Any) -> None:
-    from trl_opd.data import load_reward_functions, load_training_data
+    from trl_opd.data import load_training_data
     from trl_opd.discover import ARMS, DiscoverTrainer, discover, discovery
-    from trl_opd.run_log import hardware, versions
+    from trl_opd.run_log import command, hardware, versions
 
     questions = load_training_data(data_args)
-    rewards = load_reward_functions(data_args.reward_funcs)
+    given = named_functions(data_args)
 
     def start(settings: Any, question: Any) -> Any:
-        return make_trainer(DiscoverTrainer, question, rewards, settings, model_args)
+        return make_trainer(DiscoverTrainer, question, given, settings, model_args)
 
     records = list(folder.record.get("questions", []))
-    folder.write(status="running", versions=versions(), command=sys.argv, hardware=hardware(), error=None)
+    folder.write(status="running", versions=versions(), command=command(), hardware=hardware(), error=None)
     for record in discover(config, questions, start, records):
         records.append(record)
         folder.write(questions=records)

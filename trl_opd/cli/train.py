@@ -9,7 +9,7 @@ import yaml
 
 from trl_opd.defaults import default_of
 from trl_opd.errors import UserError
-from trl_opd.methods import METHODS, method
+from trl_opd.methods import METHODS, load, method
 from trl_opd.suggest import suggest
 
 USAGE = """usage: trl-opd train METHOD --config RECIPE.yaml [--option value ...]
@@ -47,10 +47,9 @@ def main(argv: list[str]) -> int:
 def _dataclasses(config_name: str) -> tuple[type, ...]:
     from trl import ModelConfig
 
-    import trl_opd
     from trl_opd.data import DataArguments
 
-    return DataArguments, getattr(trl_opd, config_name), ModelConfig
+    return DataArguments, load(config_name), ModelConfig
 
 
 def _method_help(name: str) -> str:
@@ -157,28 +156,23 @@ def _train(name: str, data_args, config, model_args) -> int:
 
 
 def _run(name: str, folder, data_args, config, model_args) -> None:
-    import trl_opd
     from trl_opd.compat import end_engine
-    from trl_opd.data import load_reward_functions
-    from trl_opd.run_log import RunRecorder, peak_memory_bytes
     from trl_opd.state import newest_checkpoint, resumable
 
     dataset = _training_data(data_args, config)
 
-    kind = getattr(trl_opd, method(name).trainer)
-    trainer = make_trainer(kind, dataset, load_reward_functions(data_args.reward_funcs), config, model_args)
+    kind = load(method(name).trainer)
+    trainer = make_trainer(kind, dataset, named_functions(data_args), config, model_args)
     checkpoint = newest_checkpoint(config.output_dir)
     if config.resume_from_checkpoint:
         named = config.resume_from_checkpoint
         checkpoint = resumable(config.output_dir, True if str(named).lower() == "true" else named)
     if checkpoint:
         trainer.accelerator.print(f"resuming from {checkpoint}", flush=True)
-    folder.start(resumed_step=int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0)
-    trainer.add_callback(RunRecorder(folder, trainer))
+    trainer.recorder.obey(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(folder.path / "model"))
-    steps = trainer.state.global_step
-    folder.write(status="finished", steps=steps, peak_memory_bytes=peak_memory_bytes(), **trainer.spent())
+    folder.write(status="finished")
     trainer.accelerator.print(f"finished: model in {folder.path / 'model'}", flush=True)
     if config.use_vllm:
         end_engine(trainer.vllm_generation)
@@ -240,7 +234,22 @@ def settle_models(config, model_args) -> None:
         config.teacher_models = {domain: resolve_model(name) for domain, name in config.teacher_models.items()}
 
 
-def make_trainer(kind: type, dataset, reward_functions, config, model_args):
+def named_functions(data_args) -> dict[str, Any]:
+    """The functions that the data arguments name, as a trainer takes them.
+
+    Raises:
+        `UserError`: If one of them does not exist.
+    """
+    from trl_opd import user_code
+    from trl_opd.data import load_reward_functions
+
+    found: dict[str, Any] = {"reward_funcs": load_reward_functions(data_args.reward_funcs)}
+    if data_args.teacher_context:
+        found["teacher_context"] = user_code.find(data_args.teacher_context, "context function")
+    return found
+
+
+def make_trainer(kind: type, dataset, functions: dict[str, Any], config, model_args):
     """A trainer of the given class on the model that the arguments name."""
     import transformers
 
@@ -248,7 +257,7 @@ def make_trainer(kind: type, dataset, reward_functions, config, model_args):
     config.disable_tqdm = True
     transformers.utils.logging.disable_progress_bar()
     try:
-        trainer = _construct(kind, dataset, reward_functions, config, model_args)
+        trainer = _construct(kind, dataset, functions, config, model_args)
     except UserError:
         raise
     except (ValueError, OSError) as error:
@@ -257,14 +266,14 @@ def make_trainer(kind: type, dataset, reward_functions, config, model_args):
     return trainer
 
 
-def _construct(kind: type, dataset, reward_functions, config, model_args):
+def _construct(kind: type, dataset, functions: dict[str, Any], config, model_args):
     from trl import get_peft_config, get_quantization_config
 
     return kind(
         model=resolve_model(model_args.model_name_or_path),
-        reward_funcs=reward_functions,
         args=config,
         train_dataset=dataset,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
+        **functions,
     )

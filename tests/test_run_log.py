@@ -1,0 +1,96 @@
+"""The record and the log that a trainer keeps by itself, with no command line around it."""
+
+import json
+
+import pytest
+from transformers import TrainerCallback
+
+from tests.conftest import digit_reward, make_model, settings
+from trl_opd import GRPOConfig, GRPOTrainer
+from trl_opd.errors import UserError
+from trl_opd.health import ADVICE
+from trl_opd.run_log import RunBooks, command, differences
+
+
+def trainer(tmp_path, tokenizer, dataset, reward=digit_reward, eval_dataset=None, callbacks=None, **options):
+    config = GRPOConfig(**settings(tmp_path, **{"max_steps": 2} | options))
+    return GRPOTrainer(
+        make_model(tokenizer), reward, config, dataset, eval_dataset, processing_class=tokenizer, callbacks=callbacks
+    )
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_script_leaves_a_record_and_a_log(tmp_path, tokenizer, dataset, capsys):
+    made = trainer(tmp_path, tokenizer, dataset)
+    made.train()
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["method"], record["status"], record["steps"]) == ("grpo", "finished", 2)
+    assert record["config"]["max_completion_length"] == 12
+    rows = read(tmp_path / "log.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[-1]["reward"] == next(r["reward"] for r in reversed(made.state.log_history) if "reward" in r)
+    assert rows[-1]["generated_tokens"] == record["generated_tokens"] > 0
+    (sign,) = record["health"]  # random text never ends within 12 tokens
+    assert sign["sign"] == "truncated"
+    assert f"{ADVICE['truncated'].remedy} See {sign['see']}" in capsys.readouterr().out
+
+
+def test_a_second_run_leaves_what_the_first_one_wrote(tmp_path, tokenizer, dataset):
+    for steps in (1, 2, 3):
+        trainer(tmp_path, tokenizer, dataset, max_steps=steps).train()
+    assert [len(read(tmp_path / name)) for name in ("log.1.jsonl", "log.2.jsonl", "log.jsonl")] == [1, 2, 3]
+    assert json.loads((tmp_path / "run.2.json").read_text())["steps"] == 2
+
+
+def test_a_resumed_run_goes_on_in_the_same_log(tmp_path, tokenizer, dataset):
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+
+    options = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, tokenizer, dataset, callbacks=[Stop()], **options).train()
+    assert json.loads((tmp_path / "run.json").read_text())["status"] == "failed"
+    log = tmp_path / "log.jsonl"
+    log.write_text(log.read_text() + '{"step": 3, "loss": 1.0}\n{"step": 4, "lo')  # logged, but in no checkpoint
+    trainer(tmp_path, tokenizer, dataset, **options).train(resume_from_checkpoint=True)
+    assert [row["step"] for row in read(log)] == [1, 2, 3]
+    assert read(log)[-1]["loss"] != 1.0
+    assert json.loads((tmp_path / "run.json").read_text())["error"] is None
+    assert not list(tmp_path.glob("log.*.jsonl"))
+
+
+def test_evaluations_have_a_log_of_their_own(tmp_path, tokenizer, dataset):
+    options = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4, "num_generations_eval": 4}
+    trainer(tmp_path, tokenizer, dataset, eval_dataset=dataset.select(range(2)), **options).train()
+    assert [row["step"] for row in read(tmp_path / "log.jsonl")] == [1, 2]
+    rows = read(tmp_path / "eval_log.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all("eval_reward" in row for row in rows)
+
+
+def test_a_failure_is_recorded(tmp_path, tokenizer, dataset):
+    def broken(completions, **_):
+        raise ZeroDivisionError("no reward today")
+
+    with pytest.raises(ZeroDivisionError):
+        trainer(tmp_path, tokenizer, dataset, reward=broken).train()
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["status"], record["error"]) == ("failed", "ZeroDivisionError: no reward today")
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match=r"The output folder .*file cannot be written \(File exists\); choose another"):
+        RunBooks(tmp_path / "file", "grpo", {}).start(0)
+
+
+def test_secrets_stay_out_of_the_record(tmp_path, monkeypatch):
+    config = GRPOConfig(**settings(tmp_path, hub_token="hf_secret"))
+    assert "hub_token" not in differences(config)
+    monkeypatch.setattr("sys.argv", ["train.py", "--hub_token", "hf_secret", "--hub_token=hf_secret", "--seed", "1"])
+    assert command() == ["train.py", "--hub_token", "...", "--hub_token=...", "--seed", "1"]
