@@ -41,6 +41,8 @@ __all__ = ["__version__", *_LAZY]
 def __getattr__(name: str):
     if name not in _LAZY:
         raise AttributeError(f"module 'trl_opd' has no attribute {name!r}")
+    if name != "UserError":
+        import_module("trl_opd.versions").check_versions()
     return getattr(import_module(f"trl_opd.{_LAZY[name]}"), name)
 
 

@@ -37,7 +37,7 @@ class DataArguments:
         prompt_template (`str`, *optional*):
             The user turn, with {column} placeholders; makes the `prompt` column. Without it the rows must have one.
         system_prompt (`str`, *optional*):
-            System turn before it.
+            System turn before it, with {column} placeholders as well.
         reward_funcs (`list[str]`, *optional*):
             Reward functions: `math_reward` (needs an `answer` column), `code_reward` (a `tests` column),
             `testbed_reward`, or dotted import paths.
@@ -67,7 +67,9 @@ class DataArguments:
     prompt_template: str | None = field(
         default=None, metadata={"help": "The user turn, with {column} placeholders; makes the prompt column."}
     )
-    system_prompt: str | None = field(default=None, metadata={"help": "System turn before it."})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System turn before it, with {column} placeholders as well."}
+    )
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
@@ -186,17 +188,20 @@ def _cut_answers(dataset, pattern: str):
 def _build_prompts(dataset, template: str, system_prompt: str | None):
     from trl_opd.contexts import fill  # imports torch, which whoever reads the arguments alone need not wait for
 
-    names = [name for name in re.findall(r"\{(\w+)\}", template) if name in dataset.column_names]
-    if not names:
+    placeholders = re.findall(r"\{(\w+)\}", template)
+    if not set(placeholders) & set(dataset.column_names):
         raise UserError(
             "prompt_template holds no placeholder of a column; use one of "
             f"{', '.join(f'{{{column}}}' for column in dataset.column_names)}."
         )
-    opening = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    placeholders += re.findall(r"\{(\w+)\}", system_prompt or "")
+    names = [name for name in dict.fromkeys(placeholders) if name in dataset.column_names]
+    turns = [("system", system_prompt)] if system_prompt else []
+    turns.append(("user", template))
 
     def build(row: dict[str, Any]) -> dict[str, Any]:
-        text = fill(template, **{name: str(row[name]) for name in names})
-        return {"prompt": [*opening, {"role": "user", "content": text}]}
+        values = {name: str(row[name]) for name in names}
+        return {"prompt": [{"role": role, "content": fill(text, **values)} for role, text in turns]}
 
     return dataset.map(build)
 

@@ -10,6 +10,7 @@ from typing import Any
 from trl_opd.cli import train
 from trl_opd.errors import UserError
 from trl_opd.methods import METHODS
+from trl_opd.recipes import with_paths
 
 USAGE = """usage: trl-opd check [METHOD] --config RECIPE.yaml [--option value ...]
 
@@ -90,6 +91,7 @@ def _plan(argv: list[str]) -> Plan:
         if named not in METHODS:
             raise UserError("The method is not known from the recipe's name; put it before the options.")
     entry = METHODS[named] if named in METHODS else train.method(named)
+    rest = with_paths(rest)
     train.check_recipe(rest, named)
     if not torch.cuda.is_available():  # a recipe for GPUs is checked on a machine without one
         rest = [*rest, "--use_cpu", "true"]

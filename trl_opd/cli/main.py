@@ -8,6 +8,7 @@ from importlib import import_module
 from trl_opd import __version__
 from trl_opd.errors import UserError
 from trl_opd.suggest import suggest
+from trl_opd.versions import check_versions
 
 #: Subcommand -> (module with a `main(argv) -> int`, what it does).
 COMMANDS = {
@@ -19,6 +20,7 @@ COMMANDS = {
     "discover": ("discover", "search for the first right answer to hard questions with SDPO"),
     "conformance": ("conformance", "compare the losses with recorded ones"),
     "board": ("board", "run a comparison of methods and write its leaderboard"),
+    "recipes": ("recipes", "list, show or copy the recipes that ship with the package"),
 }
 
 #: Exit status after a mistake of the user.
@@ -86,6 +88,7 @@ def _command(argv: list[str]) -> Callable[[list[str]], int]:
     # No message of a library on the way to the first line of ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    check_versions()
     return import_module(f"trl_opd.cli.{COMMANDS[argv[0]][0]}").main
 
 

@@ -10,12 +10,14 @@ import yaml
 from trl_opd.defaults import default_of
 from trl_opd.errors import UserError
 from trl_opd.methods import METHODS, load, method
+from trl_opd.recipes import recipes, with_paths
 from trl_opd.suggest import suggest
 
 USAGE = """usage: trl-opd train METHOD --config RECIPE.yaml [--option value ...]
 
-Train a model with one of the methods. A recipe is a YAML file of options; options on the command line win. A run
-that was killed goes on from its last checkpoint when the same command is given again; a finished one is not repeated.
+Train a model with one of the methods. A recipe is a YAML file of options, or the name of one that ships with the
+package ('trl-opd recipes list'); options on the command line win. A run that was killed goes on from its last
+checkpoint when the same command is given again; a finished one is not repeated.
 
 methods:
 {methods}
@@ -34,7 +36,7 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE.format(methods="\n".join(f"  {name:<8}{entry.summary}" for name, entry in METHODS.items())))
         return 0 if argv else 2
-    name, options = argv[0], argv[1:]
+    name, options = argv[0], with_paths(argv[1:])
     entry = method(name)
     if {"-h", "--help"} & set(options):
         print(_method_help(name))
@@ -85,7 +87,8 @@ def check_recipe(options: list[str], name: str) -> None:
         raise UserError("--config is followed by nothing; name a YAML file.")
     path = Path(options[position])
     if not path.is_file():
-        raise UserError(f"There is no recipe {path}; check the path after --config.")
+        near = suggest(options[position], [recipe.name for recipe in recipes()])
+        raise UserError(f"There is no recipe {path}{near}; check the path after --config, or see trl-opd recipes list.")
     try:
         recipe = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
