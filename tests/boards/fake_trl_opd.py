@@ -1,9 +1,12 @@
 """A stand-in for `trl-opd train` and `trl-opd eval`: writes the same files in milliseconds, and resumes as they do.
 
 Results depend on the method, the seed and the step alone, so an interrupted run must end as an undisturbed one does.
+FAKE_SECONDS is how long a step takes; FAKE_TROUBLE="KIND STEP RUN" is what befalls one run at one step of training:
+`fail`, `fail_once`, `hang`, `disk_full` or `refuse`.
 """
 
 import argparse
+import errno
 import fcntl
 import json
 import math
@@ -26,6 +29,8 @@ def main() -> int:
         parser.add_argument(f"--{flag}")
     for flag in ("seed", "n", "limit", "max_new_tokens", "fail_at"):
         parser.add_argument(f"--{flag}", type=int)
+    for flag in ("learning_rate", "eval_suite"):
+        parser.add_argument(f"--{flag}")
     arguments, _ = parser.parse_known_args()  # model, rows, budget: the same for all
     folder = Path(arguments.output_dir)
     if arguments.kind == "eval":
@@ -46,6 +51,23 @@ def pause() -> None:
     time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
 
 
+def trouble(step: int, folder: Path) -> None:
+    kind, when, run = os.environ.get("FAKE_TROUBLE", "none 0 -").split()
+    if folder.parent.name != run or step != int(when):
+        return
+    if kind == "hang":
+        print("waiting for a lock that nobody gives", flush=True)
+        time.sleep(600)
+    if kind == "disk_full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if kind == "refuse":
+        print("error: this setting cannot work; choose another.")
+        sys.exit(2)
+    if kind == "fail" or not (folder / "failed_once").exists():
+        (folder / "failed_once").touch()
+        raise RuntimeError("the device fell off the bus")
+
+
 def train(arguments: argparse.Namespace, folder: Path) -> int:
     checkpoint = folder / "checkpoint.json"
     done = json.loads(checkpoint.read_text())["step"] if checkpoint.exists() else 0
@@ -57,6 +79,7 @@ def train(arguments: argparse.Namespace, folder: Path) -> int:
             write(folder / "run.json", {"status": "failed", "error": "gone", "step": step, "total_steps": STEPS})
             raise RuntimeError(f"the loss is <nan> at step {step}")
         pause()
+        trouble(step, folder)
         noise = random.Random(f"{arguments.method} {arguments.seed} {step}").gauss(0, 0.05)
         reward = SKILL[arguments.method] * (1 - math.exp(-step / 8)) + noise
         row = {"step": step, "seconds": 2.0 * step, "generated_tokens": 4096 * step, "loss": 0.1, "reward": reward}
@@ -64,7 +87,8 @@ def train(arguments: argparse.Namespace, folder: Path) -> int:
             log.write(json.dumps(row) + "\n")
         if step % 5 == 0:
             write(checkpoint, {"step": step})
-        write(folder / "run.json", {"status": "running", "step": step, "total_steps": STEPS})
+        spent = {"seconds": 2.0 * step, "generated_tokens": 4096 * step}
+        write(folder / "run.json", {"status": "running", "step": step, "total_steps": STEPS} | spent)
     (folder / "model").mkdir()
     skill = SKILL[arguments.method] + 0.01 * (arguments.seed - 1)
     write(folder / "model" / "skill.json", {"skill": skill})
@@ -74,8 +98,15 @@ def train(arguments: argparse.Namespace, folder: Path) -> int:
         "peak_memory_bytes": 312 * 2**20, "versions": {"trl": "1.16.0", "torch": "2.13.0"},
         "config": {"learning_rate": 3e-4, "num_generations": 8, "max_steps": STEPS}, "command": "trl-opd train",
     }  # fmt: skip
+    if arguments.eval_suite:
+        record["validation"] = [[step, validated(arguments, step)] for step in (10, 20, STEPS)]
     write(folder / "run.json", record)
     return 0
+
+
+def validated(arguments: argparse.Namespace, step: int) -> float:
+    """The smaller the rate the better, and the later the better."""
+    return round(0.9 - 100 * float(arguments.learning_rate) + step / 1000, 6)
 
 
 def evaluate(arguments: argparse.Namespace, folder: Path) -> int:
@@ -86,7 +117,7 @@ def evaluate(arguments: argparse.Namespace, folder: Path) -> int:
     for file in (stored, judged):
         file.parent.mkdir(parents=True, exist_ok=True)
     done = len(stored.read_text().splitlines()) if stored.exists() else 0
-    settings = {"data": "d41d8cd9", "n": answers, "engine": {"model": str(model)}}
+    settings = {"data": "d41d8cd9", "n": answers, "problems": problems, "engine": {"model": str(model)}}
     write(folder / "manifest.json", {"settings": settings, "scoring": "fake"})
     keys = [(problem, index) for problem in range(problems) for index in range(answers)]
     for problem, index in keys[done:]:

@@ -1,44 +1,59 @@
-"""The queue, with a stand-in for the trainer: deaths, failures, foreign folders."""
+"""The queue, with a stand-in for the trainer: deaths, failures, full disks, foreign folders."""
 
 import fcntl
 import io
 import json
+import multiprocessing
 import os
+import random
+import re
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.text import Text
 
+from tests.boards.conftest import spec_in
 from trl_opd.boards import runner
-from trl_opd.boards.runner import run_board
+from trl_opd.boards.attempts import attempts_of
+from trl_opd.boards.collect import collect
+from trl_opd.boards.report import build_results
+from trl_opd.boards.runner import last_words, run_board
 from trl_opd.boards.runs import FAILED, FINISHED, MISSING, plan_runs, status_of
 from trl_opd.boards.spec import load_spec
+from trl_opd.boards.table import render_table
 from trl_opd.cli.board import main
 from trl_opd.errors import UserError
 
-DRIVER = """
-import sys
-from trl_opd.cli.board import main
-split = sys.argv.index("run")
-sys.exit(main(sys.argv[split:], sys.argv[1:split]))
-"""
 SLOW = {"FAKE_SECONDS": "0.02"}
 GRPO = {"name": "grpo", "method": "grpo", "recipe": "recipes/fake.yaml"}
+OPD = {"name": "opd", "method": "opd", "recipe": "recipes/fake.yaml"}
+KILLS = 5
 
 
-def start_board(launcher, spec: Path) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *launcher, "run", str(spec)],
-        env=os.environ | SLOW,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def drive(launcher: Sequence[str], spec: Path, output: Path) -> None:
+    """A board in a process of its own; ends with its exit status."""
+    with output.open("w") as file:
+        sys.exit(run_board(load_spec(spec), launcher, Console(file=file)))
+
+
+def start_board(launcher, spec: Path) -> multiprocessing.Process:
+    """Start a board that can be killed; its output goes beside the spec. The server has the imports behind it."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
+    process = processes.Process(target=drive, args=(launcher, spec, spec.with_suffix(".out")))
+    process.start()
+    return process
+
+
+def output_of(process: multiprocessing.Process, spec: Path) -> str:
+    process.join(30)
+    assert process.exitcode is not None, "the board did not end"
+    return spec.with_suffix(".out").read_text()
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -47,16 +62,26 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*")) if p.name in names}
 
 
+def table_of(spec) -> str:
+    """The board's table without its date."""
+    return re.sub(r"\d{4}-\d{2}-\d{2}\S*", "", render_table(build_results(spec, collect(plan_runs(spec)))))
+
+
 def starts(folder: Path) -> dict[str, int]:
     """How often each stage was started."""
     return {str(p.parent.relative_to(folder)): len(p.read_text().splitlines()) for p in folder.rglob("writer")}
 
 
-def wait_until(condition, process: subprocess.Popen | None = None) -> None:
-    deadline = time.monotonic() + 15
+def pids(folder: Path) -> set[int]:
+    """Every process that ever wrote a stage."""
+    return {int(pid) for path in folder.rglob("writer") for pid in path.read_text().split()}
+
+
+def wait_until(condition, process: multiprocessing.Process | None = None) -> None:
+    deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline, "the moment never came"
-        assert process is None or process.poll() is None, process.communicate()[0]
+        assert process is None or process.is_alive(), "the board ended too early"
         time.sleep(0.01)
 
 
@@ -66,6 +91,10 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def run_of(spec, name: str):
+    return next(run for run in plan_runs(spec) if run.name == name)
 
 
 def test_finished_board_repeats_nothing(write_spec, launcher):
@@ -78,29 +107,32 @@ def test_finished_board_repeats_nothing(write_spec, launcher):
     assert starts(spec.folder) == before
 
 
-def test_board_killed_in_the_middle_goes_on_to_the_same_results(write_spec, launcher):
-    undisturbed, spec_file = load_spec(write_spec(name="undisturbed")), write_spec()
+def test_board_killed_at_five_random_moments_ends_with_the_same_table(write_spec, launcher, tmp_path):
+    (tmp_path / "undisturbed").mkdir()
+    board = {"methods": [GRPO, OPD], "environment": {"FAKE_SECONDS": "0.01"}}
+    undisturbed = load_spec(spec_in(tmp_path / "undisturbed", **board))
+    assert run_board(undisturbed, launcher, Console(file=io.StringIO())) == 0
+    spec_file = write_spec(**board)
     spec = load_spec(spec_file)
-    assert run_board(undisturbed, launcher) == 0
-    for step in (8, 17):
+    moments = random.Random(20)
+    for _ in range(KILLS):
+        before = pids(spec.folder)
         process = start_board(launcher, spec_file)
-        progress = spec.runs_folder / "opd-seed0" / "train" / "run.json"
-        wait_until(
-            lambda wanted=step, file=progress: file.exists() and json.loads(file.read_text())["step"] >= wanted,
-            process,
-        )
-        children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-        assert children
+        wait_until(lambda known=before: pids(spec.folder) > known, process)
+        time.sleep(moments.uniform(0, 0.3))
+        assert process.is_alive()
         process.kill()
-        process.communicate()
-        wait_until(lambda pids=children: not any(alive(pid) for pid in pids))
-    assert run_board(spec, launcher) == 0
-    assert contents(spec.runs_folder) == {
-        key: text.replace("undisturbed", "small") for key, text in contents(undisturbed.runs_folder).items()
-    }
-    assert starts(spec.runs_folder)["opd-seed0/train"] == 3
-    assert starts(spec.runs_folder)["opsd-seed1/train"] == 1
+        process.join()
+        wait_until(lambda: not any(alive(pid) for pid in pids(spec.folder)))
+    assert run_board(spec, launcher, Console(file=io.StringIO())) == 0
+    assert table_of(spec) == table_of(undisturbed)
+    assert contents(spec.runs_folder) == contents(undisturbed.runs_folder)
     assert not list(spec.folder.rglob("TWO_WRITERS"))
+    ends = [attempt["status"] for run in plan_runs(spec) for attempt in attempts_of(run.folder)]
+    assert set(ends) == {"finished", "interrupted"}
+    assert ends.count("finished") == len(starts(undisturbed.folder))
+    assert sum(starts(spec.folder).values()) <= len(ends)
+    assert not any(alive(pid) for pid in pids(spec.folder))
 
 
 def test_orphan_that_outlives_the_board_keeps_its_folder(write_spec, launcher, monkeypatch):
@@ -118,68 +150,152 @@ def test_orphan_that_outlives_the_board_keeps_its_folder(write_spec, launcher, m
 
 
 def test_child_holds_the_lock_of_its_folder(write_spec, launcher):
-    spec_file = write_spec()
+    spec_file = write_spec(environment=SLOW)
     lock_file = load_spec(spec_file).runs_folder / "grpo-seed0" / "lock"
     process = start_board(launcher, spec_file)
     wait_until((lock_file.parent / "train" / "run.json").exists, process)
-    with lock_file.open("r+") as lock, pytest.raises(BlockingIOError):
+    with lock_file.open("a") as lock, pytest.raises(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     process.kill()
-    process.communicate()
+    process.join()
 
 
-def test_killed_child_is_a_failed_run_and_is_tried_again(write_spec, launcher):
-    spec_file = write_spec(methods=[GRPO])
+def test_killed_child_is_an_attempt_and_is_tried_again(write_spec, launcher):
+    spec_file = write_spec(methods=[GRPO], environment=SLOW)
     spec = load_spec(spec_file)
     writer = spec.runs_folder / "grpo-seed1" / "train" / "writer"
     process = start_board(launcher, spec_file)
     wait_until(lambda: writer.exists() and writer.read_text().strip(), process)
     os.kill(int(writer.read_text()), signal.SIGKILL)
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 1
-    assert "grpo-seed1: train failed" in output
-    run = next(run for run in plan_runs(spec) if run.name == "grpo-seed1")
-    assert (status_of(run).state, status_of(run).error) == (FAILED, "killed by signal 9")
-    assert run_board(spec, launcher) == 0
-    assert status_of(run).state == FINISHED
-
-
-def test_failed_run_is_kept_with_its_last_line_and_the_board_goes_on(write_spec, launcher):
-    methods = [
-        GRPO,
-        {"name": "opd", "method": "opd", "recipe": "recipes/fake.yaml", "overrides": {"fail_at": 7}},
+    output = output_of(process, spec_file)
+    assert process.exitcode == 0
+    assert "grpo-seed1: train failed: killed by signal 9" in output
+    assert "grpo-seed1: train started again (attempt 2)" in output
+    ends = [(one["number"], one["stage"], one["status"], one["error"]) for one in attempts_of(writer.parents[1])]
+    assert ends == [
+        (1, "train", "failed", "killed by signal 9"),
+        (2, "train", "finished", None),
+        (3, "eval", "finished", None),
     ]
-    spec = load_spec(write_spec(methods=methods))
+
+
+def test_retry_goes_on_from_the_last_checkpoint(write_spec, launcher):
+    spec = load_spec(write_spec(methods=[GRPO], environment={"FAKE_TROUBLE": "fail_once 17 grpo-seed0"}))
+    assert run_board(spec, launcher) == 0
+    steps = [json.loads(line)["step"] for line in (spec.runs_folder / "grpo-seed0/train/log.jsonl").open()]
+    assert steps == [*range(1, 17), *range(16, 31)]
+
+
+@pytest.mark.parametrize(("retries", "kind", "starts_made"), [(0, "fail", 1), (2, "fail", 3), (2, "refuse", 1)])
+def test_failed_run_keeps_its_last_line_and_the_board_goes_on(write_spec, launcher, retries, kind, starts_made):
+    """A command that refuses its settings is not asked again."""
+    trouble = {"FAKE_TROUBLE": f"{kind} 7 opd-seed1"}
+    spec = load_spec(write_spec(methods=[GRPO, OPD], environment=trouble, launch={"workers": 2, "retries": retries}))
     assert run_board(spec, launcher) == 1
     states = {run.name: status_of(run) for run in plan_runs(spec)}
-    assert states["opd-seed1"].error == "RuntimeError: the loss is <nan> at step 7 (exit status 1)"
-    assert {name for name, status in states.items() if status.state == FINISHED} == {
-        "base",
-        "grpo-seed0",
-        "grpo-seed1",
+    assert {name for name, status in states.items() if status.state != FINISHED} == {"opd-seed1"}
+    error = {
+        "fail": "RuntimeError: the device fell off the bus (exit status 1)",
+        "refuse": "error: this setting cannot work; choose another. (exit status 2)",
+    }[kind]
+    assert (states["opd-seed1"].state, states["opd-seed1"].error) == (FAILED, error)
+    attempts = attempts_of(spec.runs_folder / "opd-seed1")
+    assert [(one["status"], one["error"]) for one in attempts] == [("failed", error)] * starts_made
+    assert starts(spec.runs_folder)["opd-seed1/train"] == starts_made
+
+
+def test_run_over_its_time_is_stopped_and_counts_as_an_attempt(write_spec, launcher):
+    trouble = {"FAKE_TROUBLE": "hang 7 grpo-seed0"}
+    launch = {"workers": 2, "timeout_minutes": 0.02, "retries": 0}
+    spec = load_spec(write_spec(methods=[GRPO], seeds=[0], environment=trouble, launch=launch))
+    assert run_board(spec, launcher) == 1
+    status = status_of(run_of(spec, "grpo-seed0"))
+    assert (status.state, status.error) == (
+        FAILED,
+        "Stopped at the time limit of 0.02 minutes. (exit status 124)",
+    )
+    assert not any(alive(pid) for pid in pids(spec.folder))
+
+
+def test_run_that_finds_the_disk_full_stops_the_board(write_spec, launcher):
+    trouble = {"FAKE_TROUBLE": "disk_full 7 grpo-seed0"}
+    spec = load_spec(write_spec(environment=trouble, launch={"workers": 1}))
+    with pytest.raises(UserError, match=r"is full, so the board was stopped: 1 of 7 runs are finished and stay; make"):
+        run_board(spec, launcher)
+    assert set(starts(spec.runs_folder)) == {
+        *(key for key in starts(spec.runs_folder) if "base" in key),
+        "grpo-seed0/train",
     }
+    assert "No space left on device" in status_of(run_of(spec, "grpo-seed0")).error
+    assert run_board(load_spec(write_spec(launch={"workers": 2})), launcher) == 0
 
 
-def test_interrupt_keeps_what_is_finished(write_spec, launcher):
-    spec_file = write_spec()
+def test_board_that_finds_the_disk_full_stops_its_runs(write_spec, launcher):
+    """/dev/full is a disk without room."""
+    spec = load_spec(write_spec(environment=SLOW))
+    folder = spec.runs_folder / "opd-seed0"
+    folder.mkdir(parents=True)
+    (folder / "state.json.part").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="is full, so the board was stopped: 1 of 7 runs are finished and stay"):
+        run_board(spec, launcher)
+    assert not any(alive(pid) for pid in pids(spec.folder))
+    (folder / "state.json.part").unlink()
+    assert run_board(spec, launcher) == 0
+
+
+def test_failed_trial_does_not_block_its_method(write_spec, launcher):
+    trials = {
+        "trials": {"learning_rates": [0.0001, 0.0003], "seed": 100},
+        "validation": {"benchmark": "arithmetic_validation", "n": 1, "limit": 4},
+        "checkpoint": {"every": 10},
+        "environment": {"FAKE_TROUBLE": "fail 7 trial-opd-lr0.0001"},
+    }
+    spec = load_spec(write_spec(methods=[GRPO, OPD], seeds=[0], launch={"workers": 2, "retries": 0}, **trials))
+    waiting = {run.name: run.waiting_for for run in plan_runs(spec) if run.waiting_for}
+    assert waiting["opd-seed0"] == ("trial-opd-lr0.0001", "trial-opd-lr0.0003")
+    assert run_board(spec, launcher) == 1
+    states = {run.name: status_of(run).state for run in plan_runs(spec)}
+    assert states.pop("trial-opd-lr0.0001") == FAILED
+    assert set(states.values()) == {FINISHED}
+    assert {run.name: run.learning_rate for run in plan_runs(spec)}["opd-seed0"] == 0.0003
+    before = starts(spec.runs_folder)
+    run_board(spec, launcher)
+    assert starts(spec.runs_folder) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_keeps_what_is_finished(write_spec, launcher, number):
+    spec_file = write_spec(environment=SLOW)
     spec = load_spec(spec_file)
     process = start_board(launcher, spec_file)
     wait_until((spec.runs_folder / "opd-seed0" / "train" / "run.json").exists, process)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=15)
-    assert process.returncode == 130
-    assert "Stopped: 1 of 7 runs are finished and stay" in output
+    os.kill(process.pid, number)
+    output = output_of(process, spec_file)
+    assert process.exitcode == 130
+    assert "Stopped: 1 of 7 runs are finished and stay; the same command goes on from here." in output
     assert "Traceback" not in output
+    assert not any(alive(pid) for pid in pids(spec.folder))
+    assert attempts_of(spec.runs_folder / "opd-seed0")[-1]["status"] == "interrupted"
+
+
+def test_last_words_are_of_the_last_attempt(tmp_path):
+    log = tmp_path / "train.log"
+    log.write_text("\n$ trl-opd train grpo\nValueError: old\n\n$ trl-opd train grpo\n")
+    assert last_words(log, -9) == "killed by signal 9"
+    with log.open("a") as file:
+        file.write("step 1\nValueError: new\n\n")
+    assert last_words(log, 1) == "ValueError: new (exit status 1)"
+    assert last_words(tmp_path / "none.log", 0) == "ended without a finished result"
 
 
 def test_second_board_on_the_same_folder_is_refused(write_spec, launcher):
-    spec_file = write_spec()
+    spec_file = write_spec(environment=SLOW)
     process = start_board(launcher, spec_file)
     wait_until((load_spec(spec_file).runs_folder / "base").exists, process)
     with pytest.raises(UserError, match="Another `board run`"):
         run_board(load_spec(spec_file), launcher)
     process.kill()
-    process.communicate()
+    process.join()
 
 
 def test_run_with_other_settings_is_refused_by_name(write_spec, launcher, tmp_path):

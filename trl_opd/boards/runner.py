@@ -1,216 +1,287 @@
-"""Do what is missing of a board: a queue of runs, a few subprocesses at a time, resumable after any death."""
+"""Do what is missing of a board: a queue of runs, a few jobs at a time, resumable after any death.
 
-import fcntl
+The queue knows runs and stages, the executor knows processes. Nothing but files is remembered: a run's stages by what
+they wrote, its attempts by `state.json`. So the queue may die at any moment, and the next one goes on.
+"""
+
+import errno
 import os
+import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import IO
 
 from rich.console import Console
 
+from trl_opd.boards import attempts
+from trl_opd.boards.launch import Executor, FolderBusy, Handle, Job, make_executor
+from trl_opd.boards.launch.process import is_held, locked
 from trl_opd.boards.progress import Display, show_progress
-from trl_opd.boards.runs import (
-    FAILED,
-    FINISHED,
-    Run,
-    Stage,
-    check_identity,
-    plan_runs,
-    record_attempt,
-    status_of,
-    write_identity,
-)
+from trl_opd.boards.runs import FAILED, FINISHED, Run, Stage, check_identity, plan_runs, status_of, write_identity
 from trl_opd.boards.spec import BoardSpec
 from trl_opd.boards.trials import settle_trials
 from trl_opd.errors import UserError
 
 LAUNCHER = (sys.executable, "-m", "trl_opd")
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.05
 LOCK_PATIENCE_SECONDS = 30.0
-STOP_GRACE_SECONDS = 10.0
+#: Longer than a process that was asked to end is given before it is killed.
+STOP_PATIENCE_SECONDS = 20.0
 INTERRUPTED = 130
+#: Exit status of a command that refuses its settings: it would refuse them again.
+REFUSED = 2
+LOG_TAIL_BYTES = 1 << 16
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+#: A disk with less room than this counts as full when a job has failed on it.
+LEAST_ROOM_BYTES = 1 << 20
 
 
-@dataclass
-class _Active:
-    """A running subprocess."""
+@dataclass(frozen=True)
+class Active:
+    """A job at work on a run's stage; `started` in seconds since the epoch."""
 
     run: Run
     stage: Stage
-    process: subprocess.Popen
+    handle: Handle
+    attempt: int
     started: float
+
+    @property
+    def seconds(self) -> float:
+        return time.time() - self.started
 
 
 def run_board(spec: BoardSpec, launcher: Sequence[str] = LAUNCHER, console: Console | None = None) -> int:
-    """Run whatever is not finished; each failed run is tried once more from its last checkpoint.
+    """Run whatever is not finished; a stage that fails is tried again from its last checkpoint, `retries` times.
 
     Returns:
         `int`: 0 when every run is finished, 1 when one failed, 130 when interrupted.
 
     Raises:
-        UserError: if another process works on this board, or a folder holds a run with other settings.
+        UserError: if another process works on this board, a folder holds a run with other settings, the launch
+            settings cannot work here, or the disk is full.
     """
-    runs = plan_runs(spec)
-    for run in runs:
+    for run in plan_runs(spec):
         check_identity(run)
-    with _board_lock(spec), show_progress(runs, console or Console()) as display, _terminate_as_interrupt():
-        queue = _Queue(spec, launcher, display)
+    with (
+        _board_lock(spec),
+        closing(make_executor(spec.launch)) as executor,
+        show_progress(console or Console(), executor.slots) as display,
+        _terminate_as_interrupt(),
+    ):
+        queue = _Queue(spec, executor, launcher, display)
         try:
             queue.drain()
         except KeyboardInterrupt:
             queue.stop()
-            done = sum(status_of(run).state == FINISHED for run in plan_runs(spec))
-            display.event(
-                f"Stopped: {done} of {len(runs)} runs are finished and stay; the same command goes on from here."
-            )
+            queue.note_interruption()
+            display.event(f"Stopped: {_standing(spec)}; the same command goes on from here.")
             return INTERRUPTED
-    return 1 if any(status_of(run).state != FINISHED for run in plan_runs(spec)) else 0
+        except OSError as error:
+            if error.errno not in FULL_DISK:
+                raise
+            queue.stop()
+            raise UserError(
+                f"The disk of {spec.folder} is full, so the board was stopped: {_standing(spec)}; make room, then the "
+                "same command goes on from here."
+            ) from error
+    return 0 if all(status_of(run).state == FINISHED for run in plan_runs(spec)) else 1
 
 
 class _Queue:
-    """Pending runs and the subprocesses at work on the others."""
+    """Runs that are ready, and the jobs at work on others."""
 
-    def __init__(self, spec: BoardSpec, launcher: Sequence[str], display: Display):
+    def __init__(self, spec: BoardSpec, executor: Executor, launcher: Sequence[str], display: Display):
         self.spec = spec
+        self.executor = executor
         self.launcher = launcher
         self.display = display
-        self.runs: dict[str, Run] = {}
-        self.queued: set[str] = set()
-        self.pending: deque[Run] = deque()
-        self.active: list[_Active] = []
-        self.waiting_since: dict[str, float] = {}
-        self._plan()
-
-    def _plan(self) -> None:
-        """Look at the files again: trials that have ended choose a rate, and the runs that waited for them begin."""
-        for sentence in settle_trials(self.spec):
-            self.display.event(sentence)
-        self.runs = {run.name: run for run in plan_runs(self.spec)}
-        begin = [run for run in self.runs.values() if run.name not in self.queued and run.next_stage() is not None]
-        for run in begin:
-            check_identity(run)
-        self.pending.extend(begin)
-        self.queued.update(run.name for run in begin)
-        self.display.runs = list(self.runs.values())
+        self.active: dict[str, Active] = {}
+        self.begun: set[str] = set()
+        self.given_up: set[str] = set()
+        self.failures: Counter[Path] = Counter()
+        self.busy_since: dict[str, float] = {}
+        self.runs: list[Run] = []
+        self.ready: list[Run] = []
 
     def drain(self) -> None:
-        while self.pending or self.active:
-            self._start_waiting()
+        self._plan()
+        self._find_again()
+        while self.active or self.ready:
+            self._start_ready()
             self._reap()
-            self.display.refresh({one.run.name: (one.stage, one.started) for one in self.active})
+            self.display.refresh(self.runs, self.active)
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
-        """Ask the subprocesses to end, then make them."""
-        for one in self.active:
-            _signal_group(one.process, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_GRACE_SECONDS
-        for one in self.active:
-            try:
-                one.process.wait(max(deadline - time.monotonic(), 0))
-            except subprocess.TimeoutExpired:
-                _signal_group(one.process, signal.SIGKILL)
-                one.process.wait()
+        """End the jobs, and wait for it; what a cluster has not ended by then, it ends later."""
+        for one in self.active.values():
+            one.handle.stop()
+        deadline = time.monotonic() + STOP_PATIENCE_SECONDS
+        while any(one.handle.poll() is None for one in self.active.values()) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
 
-    def _start_waiting(self) -> None:
-        for _ in range(len(self.pending)):
-            if len(self.active) >= self.spec.launch.workers:
+    def note_interruption(self) -> None:
+        for one in self.active.values():
+            attempts.end_attempt(one.run.folder, attempts.INTERRUPTED, seconds=one.seconds)
+
+    def _plan(self) -> None:
+        """What is ready as the files stand now; a run that has begun goes on before others begin."""
+        for sentence in settle_trials(self.spec):
+            self.display.event(sentence)
+        self.runs = plan_runs(self.spec)
+        out = self.active.keys() | self.given_up
+        ready = [run for run in self.runs if run.name not in out and run.next_stage() is not None]
+        self.ready = sorted(ready, key=lambda run: run.name not in self.begun)
+
+    def _find_again(self) -> None:
+        """Jobs that outlived an earlier board are waited for; an attempt that died with it is closed."""
+        for run in self.runs:
+            attempt = attempts.open_attempt(run.folder)
+            if attempt is None:
+                continue
+            stage = next((one for one in run.stages if one.log.name == attempt["log"]), None)
+            handle = None
+            if stage is not None and attempt["executor"] == self.spec.launch.executor:
+                handle = self.executor.attach(self._job(run, stage, attempt["number"]))
+            if handle is None:
+                ended = stage is not None and stage.is_finished()
+                attempts.end_attempt(run.folder, FINISHED if ended else attempts.INTERRUPTED)
+                continue
+            started = datetime.fromisoformat(attempt["started"]).timestamp()
+            self.active[run.name] = Active(run, stage, handle, attempt["number"], started)
+            self.begun.add(run.name)
+            self.display.event(f"{run.name}: {stage.kind} found again, {handle.where}")
+        self._plan()
+
+    def _start_ready(self) -> None:
+        for run in list(self.ready):
+            if len(self.active) >= self.executor.slots:
                 return
-            self._try_start(self.pending.popleft())
+            self._try_start(run)
 
     def _try_start(self, run: Run) -> None:
         stage = run.next_stage()
         run.folder.mkdir(parents=True, exist_ok=True)
-        with run.lock_file.open("w") as lock:
-            if not _locked(lock):
-                self._wait_for_lock(run, stage)
-                return
+        try:
+            check_identity(run)
+            if is_held(run.lock_file):
+                raise FolderBusy
             write_identity(run)
-            record_attempt(run, "running", stage.kind)
-            process = self._spawn(stage, lock.fileno())
-        self.active.append(_Active(run, stage, process, time.monotonic()))
-        self.display.event(f"{run.name}: {stage.kind} started, log in {stage.log}")
-
-    def _wait_for_lock(self, run: Run, stage: Stage) -> None:
-        since = self.waiting_since.setdefault(run.name, time.monotonic())
-        if time.monotonic() - since < LOCK_PATIENCE_SECONDS:
-            self.pending.append(run)
+            number = attempts.begin_attempt(run.folder, stage.kind, stage.log, self.spec.launch.executor)
+            handle = self.executor.start(self._job(run, stage, number))
+        except FolderBusy:
+            self._wait_for_folder(run, stage)
             return
-        self._fail(run, stage, f"another process still writes {run.folder}: end it, then start the board again")
+        except UserError as error:
+            self._give_up(run, stage, str(error))
+            return
+        attempts.name_job(run.folder, handle.job_id)
+        self.ready.remove(run)
+        self.begun.add(run.name)
+        self.active[run.name] = Active(run, stage, handle, number, time.time())
+        again = f" again (attempt {number})" if self.failures[stage.log] else ""
+        self.display.event(f"{run.name}: {stage.kind} started{again}, log in {stage.log}")
 
-    def _spawn(self, stage: Stage, lock: int) -> subprocess.Popen:
-        command = [*self.launcher, *stage.arguments]
-        wrapper = [sys.executable, "-I", "-S", str(Path(__file__).with_name("child.py")), str(os.getpid())]
-        with stage.log.open("a", encoding="utf-8") as log:
-            log.write(f"\n$ {stage.command}\n")
-            log.flush()
-            return subprocess.Popen(
-                wrapper + command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | {"PYTHONUNBUFFERED": "1"} | self.spec.environment,
-                pass_fds=(lock,),
-                start_new_session=True,
-            )
+    def _wait_for_folder(self, run: Run, stage: Stage) -> None:
+        since = self.busy_since.setdefault(run.name, time.monotonic())
+        if time.monotonic() - since >= LOCK_PATIENCE_SECONDS:
+            sentence = f"another process still writes {run.folder}: end it, then start the board again"
+            self._give_up(run, stage, sentence)
+
+    def _job(self, run: Run, stage: Stage, attempt: int) -> Job:
+        minutes = self.spec.launch.timeout_minutes
+        return Job(
+            name=f"{self.spec.name}/{run.name}/{stage.kind}",
+            attempt=attempt,
+            argv=(*self.launcher, *stage.arguments),
+            command=stage.command,
+            directory=Path.cwd(),
+            folder=run.folder,
+            log=stage.log,
+            environment=self.spec.environment,
+            timeout_seconds=minutes and 60 * minutes,
+        )
 
     def _reap(self) -> None:
-        for one in [one for one in self.active if one.process.poll() is not None]:
-            self.active.remove(one)
-            if one.process.returncode == 0 and one.stage.is_finished():
-                self._advance(one)
+        for one in list(self.active.values()):
+            status = one.handle.poll()
+            if status is None:
+                continue
+            del self.active[one.run.name]
+            if one.stage.is_finished():
+                attempts.end_attempt(one.run.folder, FINISHED, seconds=one.seconds)
+                self.display.event(f"{one.run.name}: {one.stage.kind} finished in {one.seconds:.0f} s")
             else:
-                self._fail(one.run, one.stage, _last_words(one))
+                self._failed(one, status)
+            self._plan()
 
-    def _advance(self, one: _Active) -> None:
-        self.display.event(f"{one.run.name}: {one.stage.kind} finished in {time.monotonic() - one.started:.0f} s")
-        self._plan()
-        if self.runs[one.run.name].next_stage() is not None:
-            self.pending.appendleft(self.runs[one.run.name])
+    def _failed(self, one: Active, status: int) -> None:
+        error = last_words(one.stage.log, status)
+        self.failures[one.stage.log] += 1
+        full = _says_disk_is_full(one.stage.log)
+        left = self.failures[one.stage.log] <= self.spec.launch.retries
+        retry = left and status != REFUSED and not full
+        attempts.end_attempt(one.run.folder, FAILED, error, one.seconds, retry)
+        self.display.event(f"{one.run.name}: {one.stage.kind} failed: {error}")
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(one.run.folder))
+        if not retry:
+            self.given_up.add(one.run.name)
 
-    def _fail(self, run: Run, stage: Stage, error: str) -> None:
-        record_attempt(run, FAILED, stage.kind, error)
+    def _give_up(self, run: Run, stage: Stage, error: str) -> None:
+        if attempts.open_attempt(run.folder) is None:
+            attempts.refuse_run(run.folder, stage.kind, error)
+        else:
+            attempts.end_attempt(run.folder, FAILED, error)
+        self.given_up.add(run.name)
         self.display.event(f"{run.name}: {stage.kind} failed: {error}")
         self._plan()
 
 
-def _last_words(one: _Active) -> str:
-    """Why a stage ended without finishing: how it ended, and the last line of its log."""
-    code = one.process.returncode
-    ending = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
-    if code == 0:
+def last_words(log: Path, status: int) -> str:
+    """Why an attempt ended without a finished result: the last line of its log, and how it ended."""
+    ending = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+    if status == 0:
         ending = "ended without a finished result"
-    lines = [line.strip() for line in one.stage.log.read_text(encoding="utf-8", errors="replace").splitlines()]
-    spoken = [line for line in lines if line]
-    last = spoken[-1] if spoken else ""
-    return ending if last.startswith("$ ") else f"{last} ({ending})"
+    lines = [line.strip() for line in _last_attempt(log).splitlines() if line.strip()]
+    return f"{lines[-1]} ({ending})" if lines else ending
 
 
-def _locked(file: IO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _last_attempt(log: Path) -> str:
+    """The end of what the last command wrote, without the command itself."""
+    if not log.exists():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(log.stat().st_size - LOG_TAIL_BYTES, 0))
+        text = file.read().decode(errors="replace")
+    _, head, last = text.rpartition("\n$ ")
+    return last.partition("\n")[2] if head else text
 
 
-def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, number)
+def _says_disk_is_full(log: Path) -> bool:
+    said = _last_attempt(log)
+    no_room = shutil.disk_usage(log.parent).free < LEAST_ROOM_BYTES
+    return no_room or any(os.strerror(number) in said for number in FULL_DISK)
+
+
+def _standing(spec: BoardSpec) -> str:
+    runs = plan_runs(spec)
+    finished = sum(status_of(run).state == FINISHED for run in runs)
+    return f"{finished} of {len(runs)} runs are finished and stay"
 
 
 @contextmanager
 def _board_lock(spec: BoardSpec) -> Iterator[None]:
     spec.runs_folder.mkdir(parents=True, exist_ok=True)
     with (spec.runs_folder / "lock").open("w") as lock:
-        if not _locked(lock):
+        if not locked(lock):
             raise UserError(f"Another `board run` is at work on {spec.folder}: wait for it, or stop it first.")
         yield
 

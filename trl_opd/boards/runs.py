@@ -2,7 +2,7 @@
 
     <board>/runs/trials.json                      learning rates that the trials chose
     <board>/runs/<run>/identity.json              settings that the run was made with
-    <board>/runs/<run>/state.json                 how its last attempt ended
+    <board>/runs/<run>/state.json                 its attempts and how they ended (`attempts`)
     <board>/runs/<run>/lock                       held by whoever writes the folder
     <board>/runs/<run>/train/, train.log          the training run, with its checkpoints and its validation
     <board>/runs/<run>/evaluations/<key>/<benchmark>/, eval-<key>.log
@@ -184,11 +184,6 @@ def validation_of(run: Run) -> list[tuple[int, float]]:
     """Validation accuracy by step of a run whose training is finished; empty without a validation set."""
     stored = read_json(run.train_folder / "run.json") or {}
     return [(int(step), float(accuracy)) for step, accuracy in stored.get("validation", [])]
-
-
-def record_attempt(run: Run, status: str, stage: str, error: str | None = None) -> None:
-    """Note beside the run how an attempt stands: running or failed."""
-    write_json(run.folder / "state.json", {"status": status, "stage": stage, "error": error})
 
 
 def check_identity(run: Run) -> None:
