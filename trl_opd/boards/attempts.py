@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_opd.boards.files import read_json, write_json
-from trl_opd.boards.runs import FAILED, FINISHED
+from trl_opd.boards.runs import FAILED
 
 RUNNING, RETRYING, INTERRUPTED = "running", "retrying", "interrupted"
 

@@ -31,6 +31,8 @@ from trl_opd.errors import UserError
 LAUNCHER = (sys.executable, "-m", "trl_opd")
 POLL_SECONDS = 0.05
 LOCK_PATIENCE_SECONDS = 30.0
+#: A board that died while it started a process leaves its lock to that process for a moment.
+BOARD_LOCK_PATIENCE_SECONDS = 3.0
 #: Longer than a process that was asked to end is given before it is killed.
 STOP_PATIENCE_SECONDS = 20.0
 INTERRUPTED = 130
@@ -281,7 +283,11 @@ def _standing(spec: BoardSpec) -> str:
 def _board_lock(spec: BoardSpec) -> Iterator[None]:
     spec.runs_folder.mkdir(parents=True, exist_ok=True)
     with (spec.runs_folder / "lock").open("w") as lock:
-        if not locked(lock):
+        deadline = time.monotonic() + BOARD_LOCK_PATIENCE_SECONDS
+        while not locked(lock):
+            if time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+                continue
             raise UserError(f"Another `board run` is at work on {spec.folder}: wait for it, or stop it first.")
         yield
 
