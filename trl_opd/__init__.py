@@ -32,6 +32,10 @@ _LAZY = {
     "Objective": "objectives",
     "DiscoverConfig": "discover",
     "DiscoverTrainer": "discover",
+    "SFTConfig": "sft",
+    "SFTTrainer": "sft",
+    "RFTConfig": "rft",
+    "RFTTrainer": "rft",
     "UserError": "errors",
 }
 

@@ -11,6 +11,11 @@ def default_of(field: Field) -> Any:
     return field.default
 
 
+def trl_base(config: type) -> type:
+    """The configuration of TRL's that one of ours extends."""
+    return next(base for base in config.__mro__ if base.__module__.partition(".")[0] == "trl")
+
+
 def changed(config: Any) -> set[str]:
     """Names of the fields of a dataclass whose values are not their defaults."""
     return {field.name for field in fields(config) if getattr(config, field.name) != default_of(field)}

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Literal
 
 from trl_opd import user_code
 from trl_opd.errors import UserError
@@ -10,11 +11,16 @@ from trl_opd.suggest import suggest
 
 @dataclass(frozen=True)
 class Method:
-    """One line on a method, and its classes: public names of `trl_opd`, or `module:Class` from outside."""
+    """One line on a method, and its classes: public names of `trl_opd`, or `module:Class` from outside.
+
+    An on-policy method learns from the student's rollouts of the moment and has an objective in `trl_opd.objectives`;
+    an off-policy one learns from completions that are there before the first step, by TRL's `SFTTrainer`.
+    """
 
     trainer: str
     config: str
     summary: str
+    kind: Literal["on-policy", "off-policy"] = "on-policy"
 
 
 METHODS = {
@@ -28,6 +34,8 @@ METHODS = {
     "srpo": Method("SRPOTrainer", "SRPOConfig", "wrong rollouts as in SDPO, the others as in GRPO"),
     "exopd": Method("ExOPDTrainer", "ExOPDConfig", "beyond an external teacher, away from a reference"),
     "scope": Method("SCOPETrainer", "SCOPEConfig", "likelihood on right rollouts, an external teacher on wrong ones"),
+    "sft": Method("SFTTrainer", "SFTConfig", "likelihood of the reference solutions", "off-policy"),
+    "rft": Method("RFTTrainer", "RFTConfig", "likelihood of the start model's own right completions", "off-policy"),
     "mix": Method("MixTrainer", "MixConfig", "any combination of teacher, context, divergence, routing and weighting"),
 }
 

@@ -1,6 +1,7 @@
 """The student's own rollouts at its start, drawn once: what a teacher cache is made of where no rollouts are given."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,18 @@ def draw_rollouts(folder: Path, dataset: Dataset, config: Any, student: str, tok
         if not path.exists():
             model = _loaded(student, config) if model is None else model
             torch.manual_seed(config.seed + index)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(_draw(model, tokenizer, prompts[start : start + ROWS_PER_FILE], config)))
+            partial, started = path.with_suffix(".partial"), time.monotonic()
+            drawn = _draw(model, tokenizer, prompts[start : start + ROWS_PER_FILE], config)
+            partial.write_text(json.dumps({"seconds": time.monotonic() - started, "completions": drawn}))
             partial.replace(path)
-        completions += json.loads(path.read_text())
+        completions += json.loads(path.read_text())["completions"]
         print(f"rollouts of {len(completions)} of {len(prompts)} rows", flush=True)
     return dataset.add_column(COMPLETION_IDS, completions)
+
+
+def drawing_seconds(folder: Path) -> float:
+    """What drawing the rollouts of a folder took, over all its sittings."""
+    return sum(json.loads(path.read_text())["seconds"] for path in folder.glob("drawn-*.json"))
 
 
 def _settings(config: Any, student: str, prompts: list[list[int]]) -> dict[str, Any]:
@@ -75,7 +82,7 @@ def _loaded(student: str, config: Any):
     from trl.trainer.utils import create_model_from_path
 
     device = Accelerator(cpu=config.use_cpu).device
-    return create_model_from_path(student, **config.model_init_kwargs | {"device_map": None}).to(device).eval()
+    return create_model_from_path(student, **(config.model_init_kwargs or {}) | {"device_map": None}).to(device).eval()
 
 
 @torch.no_grad()

@@ -251,6 +251,7 @@ class RunRecorder(TrainerCallback):
         self.trainer = trainer
         self.books = RunBooks(Path(trainer.args.output_dir), trainer.method, differences(trainer.args))
         self._commanded = self._sitting = False
+        self._first, self._started = 0, 0.0
 
     def obey(self, folder: RunFolder) -> None:
         """Writes into the command line's folder, which calls the run finished itself, and prints a line for a step."""
@@ -260,6 +261,9 @@ class RunRecorder(TrainerCallback):
     def sitting(self, resumed_step: int) -> Iterator[None]:
         """Inside, the trainer trains."""
         self.books.start(resumed_step)
+        if self.trainer.data_facts:
+            self.books.write(data=self.trainer.data_facts)
+        self._first, self._started = resumed_step, time.monotonic()
         self._sitting = True
         try:
             yield
@@ -283,7 +287,8 @@ class RunRecorder(TrainerCallback):
         self.books.append({"step": state.global_step, **spent, **facts})
         self.books.write(step=state.global_step, total_steps=state.max_steps, **spent)
         if self._commanded:
-            print(_progress_line(state, logs, spent), flush=True)
+            pace = (time.monotonic() - self._started) / max(state.global_step - self._first, 1)
+            print(_progress_line(state, logs, spent, pace), flush=True)
 
     def _close(self) -> None:
         if not self.books.primary:
@@ -299,8 +304,8 @@ class RunRecorder(TrainerCallback):
         )
 
 
-def _progress_line(state, logs: dict[str, Any], spent: dict[str, Any]) -> str:
-    left = (state.max_steps - state.global_step) * spent["seconds"] / max(state.global_step, 1)
+def _progress_line(state, logs: dict[str, Any], spent: dict[str, Any], seconds_per_step: float) -> str:
+    left = (state.max_steps - state.global_step) * seconds_per_step
     parts = [f"step {state.global_step}/{state.max_steps}", f"loss {logs['loss']:.4f}"]
     if logs.get("reward") is not None:
         parts.append(f"reward {logs['reward']:.3f}")

@@ -6,16 +6,12 @@ scorers read the rows that need it, once and without gradient, and keeps the res
 one student forward per micro-batch. It never asks which objective is running.
 """
 
-import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 from trl import GRPOTrainer as _GRPOTrainer
@@ -33,10 +29,11 @@ from trl_opd.loss import token_loss
 from trl_opd.metrics import TokenMeans, signal_shares
 from trl_opd.objectives import OBJECTIVES, Objective
 from trl_opd.policy import PolicyGradient
+from trl_opd.resumable import Resumable
 from trl_opd.rollouts import Rollouts, Scores, Sibling, Signals, text_of
 from trl_opd.run_log import RunRecorder
 from trl_opd.scoring import Oracle, Reading, score
-from trl_opd.state import TEACHER_FILE, PipelineState, resumable, rotate
+from trl_opd.state import PipelineState
 from trl_opd.teacher_cache import load_rollouts
 from trl_opd.teacher_prompts import TeacherPrompts
 from trl_opd.teacher_states import KEEPERS, compact_states
@@ -61,7 +58,7 @@ def no_reward(completions: list, **_: Any) -> list[float]:
     return [0.0] * len(completions)
 
 
-class OnPolicyTrainer(_GRPOTrainer):
+class OnPolicyTrainer(Resumable, _GRPOTrainer):
     """
     Trains a student on its own rollouts with any objective of `trl_opd.objectives`.
 
@@ -80,12 +77,9 @@ class OnPolicyTrainer(_GRPOTrainer):
         `UserError`: Before a model is loaded, for a setting or a dataset that cannot work.
     """
 
-    method: ClassVar[str]
     #: Of a method from outside the package: what it is, and how it is configured.
     objective_class: ClassVar[type[Objective] | None] = None
     config_class: ClassVar[type[GRPOConfig]] = GRPOConfig
-    #: Whether `run.json` and `log.jsonl` are written into `output_dir`.
-    keeps_record: ClassVar[bool] = True
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -590,50 +584,6 @@ class OnPolicyTrainer(_GRPOTrainer):
     @property
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
-
-    # Checkpoints
-
-    def _save_checkpoint(self, model, trial):
-        # Old checkpoints go only when the new one is complete: a kill in between must leave one to resume from.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        output_dir = Path(self._get_output_dir(trial=trial))
-        self._save_pipeline(output_dir / f"checkpoint-{self.state.global_step}")
-        if self.args.should_save:
-            rotate(output_dir, limit, keep=self.state.best_model_checkpoint)
-
-    def _save_pipeline(self, folder: Path) -> None:
-        """The scorers' state, and last our own: a checkpoint without it was cut short and is not resumed from."""
-        self.pipeline_state.seconds = self.spent()["seconds"]
-        for index, scorer in enumerate(self.scorers):
-            if state := scorer.state(keep=self.args.should_save):
-                save_file(state, folder / TEACHER_FILE.format(index))
-        if self.args.should_save:
-            self.pipeline_state.save(folder)
-
-    def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        step = 0
-        if resume_from_checkpoint:
-            folder = resumable(self.args.output_dir, resume_from_checkpoint)
-            resume_from_checkpoint, step = str(folder), int(folder.name.rsplit("-", 1)[1])
-            self.pipeline_state = PipelineState.load(folder, self.method)
-            for index, scorer in enumerate(self.scorers):
-                scorer.load(folder / TEACHER_FILE.format(index))
-        self._started, self._seconds_before = time.monotonic(), self.pipeline_state.seconds
-        with self.recorder.sitting(step) if self.keeps_record else nullcontext():
-            return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def spent(self) -> dict[str, float]:
-        """What training has cost so far, earlier sittings included: seconds, generated tokens, teacher tokens."""
-        return {
-            "seconds": round(self._seconds_before + time.monotonic() - self._started, 2),
-            "generated_tokens": self.pipeline_state.generated_tokens,
-            "teacher_tokens": self.pipeline_state.teacher_tokens,
-        }
 
 
 class GRPOTrainer(OnPolicyTrainer):

@@ -9,9 +9,8 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-import trl
-
 import trl_opd
+from trl_opd.defaults import trl_base
 from trl_opd.methods import METHODS
 from trl_opd.pages import pages
 
@@ -25,10 +24,10 @@ PAGES = pages()
 
 
 def own_fields(name: str) -> list[Field]:
-    """The options of a method that TRL's `GRPOConfig` lacks, or has with another default."""
-    inherited = {f.name: default(f) for f in fields(trl.GRPOConfig)}
-    own = fields(getattr(trl_opd, METHODS[name].config))
-    return [f for f in own if f.name not in inherited or default(f) != inherited[f.name]]
+    """The options of a method that the configuration of TRL's which it extends lacks, or has with another default."""
+    config = getattr(trl_opd, METHODS[name].config)
+    inherited = {f.name: default(f) for f in fields(trl_base(config))}
+    return [f for f in fields(config) if f.name not in inherited or default(f) != inherited[f.name]]
 
 
 def default(field: Field) -> Any:

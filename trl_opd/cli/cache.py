@@ -7,7 +7,7 @@ from typing import Any
 from trl_opd.cli.parser import Parser
 from trl_opd.cli.train import check_recipe, parse, resolve_model, settle_models
 from trl_opd.errors import UserError
-from trl_opd.methods import METHODS, load, method
+from trl_opd.methods import load, method
 
 USAGE = """usage: trl-opd cache METHOD --config RECIPE.yaml --output DIR [--rollouts FILE] [--option value ...]
 
@@ -71,9 +71,10 @@ def _cache(name: str, arguments: argparse.Namespace, data_args: Any, config: Any
         )
     if data_args.teacher_context:
         raise UserError("A teacher's scores are kept for the prompts as they are; remove teacher_context.")
-    objective = load(method(name).trainer).make_objective(config)
-    if objective.teacher != "external":
-        known = ", ".join(known for known in METHODS if OBJECTIVES[known].teacher == "external")
+    found = method(name)
+    objective = load(found.trainer).make_objective(config) if found.kind == "on-policy" else None
+    if objective is None or objective.teacher != "external":
+        known = ", ".join(known for known, kind in OBJECTIVES.items() if kind.teacher == "external")
         raise UserError(f"{name} has no external teacher whose scores could be kept; use {known}, or mix.")
     checks.check_config(config, objective)
     offsite.check_settings(config, objective)

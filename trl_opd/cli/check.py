@@ -27,6 +27,9 @@ options:
   --json FILE                write the report there as well"""
 
 
+NO_MODEL = "model_name_or_path is missing; set it to testbed/base, a folder, or a model on the hub."
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is checked: a method with its parsed options on some devices."""
@@ -102,6 +105,8 @@ def _plan(argv: list[str]) -> Plan:
 
 def refusals(plan: Plan) -> Section:
     """What the run would be refused for, before anything is loaded."""
+    if train.method(plan.method).kind == "off-policy":
+        return _off_policy_refusals(plan)
     from trl import get_peft_config
 
     from trl_opd import checks
@@ -109,7 +114,7 @@ def refusals(plan: Plan) -> Section:
 
     try:
         if not plan.model.model_name_or_path:
-            raise UserError("model_name_or_path is missing; set it to testbed/base, a folder, or a model on the hub.")
+            raise UserError(NO_MODEL)
         objective = OBJECTIVES[plan.method](plan.config)
     except UserError as error:
         return Section("Refused", [str(error)], {"refused": [str(error)]}, refused=True)
@@ -130,6 +135,17 @@ def refusals(plan: Plan) -> Section:
     return Section("Refused", found or ["nothing"], {"refused": found}, refused=bool(found))
 
 
+def _off_policy_refusals(plan: Plan) -> Section:
+    import trl_opd
+
+    found = [] if plan.model.model_name_or_path else [NO_MODEL]
+    try:
+        getattr(trl_opd, train.method(plan.method).trainer).check_settings(plan.config, plan.data.reward_funcs)
+    except UserError as error:
+        found.append(str(error))
+    return Section("Refused", found or ["nothing"], {"refused": found}, refused=bool(found))
+
+
 def memory(plan: Plan) -> Section:
     """What a device holds throughout, what each phase takes on top, and the peak, by strategy."""
     from trl_opd.memory import GIB, STRATEGIES, estimate
@@ -137,6 +153,8 @@ def memory(plan: Plan) -> Section:
     title = "Memory of one device, GiB (estimated from shapes)"
     if not plan.model.model_name_or_path:
         return Section(title, ["not known without a model"], {})
+    if train.method(plan.method).kind == "off-policy":
+        return Section(title, [f"not estimated for {plan.method}, whose loss and batches are TRL's SFTTrainer's"], {})
     several = [plan.options.strategy] if plan.options.strategy else list(STRATEGIES[1:])
     strategies = several if plan.options.processes > 1 else [plan.options.strategy or "single"]
     run = run_of(plan)

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from trl_opd.defaults import default_of
+from trl_opd.defaults import default_of, trl_base
 from trl_opd.errors import UserError
 from trl_opd.methods import METHODS, load, method
 from trl_opd.recipes import recipes, with_paths
@@ -27,7 +27,8 @@ what every run needs:
   --dataset_name         testbed, a .jsonl/.json/.parquet/.csv file, or a dataset on the hub
   --output_dir           where run.json, log.jsonl, checkpoints and model/ go
 
-'trl-opd train METHOD --help' lists the method's own options; all options of TRL's GRPOConfig and ModelConfig apply too.
+'trl-opd train METHOD --help' lists the method's own options; all options of TRL's GRPOConfig (SFTConfig for sft and
+rft) and ModelConfig apply too.
 Several processes: accelerate launch trainers/METHOD.py --config RECIPE.yaml"""
 
 
@@ -55,16 +56,15 @@ def _dataclasses(config_name: str) -> tuple[type, ...]:
 
 
 def _method_help(name: str) -> str:
-    import trl
-
     entry = method(name)
     data, config, _ = _dataclasses(entry.config)
-    inherited = {f.name: f.default for f in fields(trl.GRPOConfig)}
+    base = trl_base(config)
+    inherited = {f.name: f.default for f in fields(base)}
     own = [f for f in fields(config) if f.name not in inherited or f.default != inherited[f.name]]
     lines = [f"usage: trl-opd train {name} --config RECIPE.yaml [--option value ...]", "", f"{name}: {entry.summary}"]
     for title, group in (
         ("data", fields(data)),
-        (f"{name}: new, or with another default than in TRL's GRPOConfig", own),
+        (f"{name}: new, or with another default than in TRL's {base.__name__}", own),
     ):
         lines += ["", f"{title}:"]
         for f in group:
@@ -177,7 +177,7 @@ def _run(name: str, folder, data_args, config, model_args) -> None:
     trainer.save_model(str(folder.path / "model"))
     folder.write(status="finished")
     trainer.accelerator.print(f"finished: model in {folder.path / 'model'}", flush=True)
-    if config.use_vllm:
+    if getattr(config, "use_vllm", False):
         end_engine(trainer.vllm_generation)
     trainer.accelerator.end_training()  # processes that leave a group open may crash at their end
 
@@ -254,11 +254,13 @@ def named_functions(data_args) -> dict[str, Any]:
 
 def make_trainer(kind: type, dataset, functions: dict[str, Any], config, model_args):
     """A trainer of the given class on the model that the arguments name."""
+    import datasets
     import transformers
 
     settle_models(config, model_args)
     config.disable_tqdm = True
     transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     try:
         trainer = _construct(kind, dataset, functions, config, model_args)
     except UserError:
