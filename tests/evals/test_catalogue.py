@@ -26,7 +26,7 @@ def test_all_standard_sets_are_there():
         *("gsm8k", "math500", "aime2024", "aime2025", "hmmt_feb_2025", "hmmt_nov_2025", "amc2023", "minerva_math"),
         *("olympiadbench", "humaneval", "humanevalplus", "mbpp", "mbppplus", "livecodebench", "leetcode", "codeforces"),
         *("sciknoweval_chemistry", "sciknoweval_physics", "sciknoweval_biology", "sciknoweval_material"),
-        *("tooluse", "arithmetic", "arithmetic_validation"),
+        *("tooluse", "gsm8k_validation", "arithmetic", "arithmetic_validation"),
     }
 
 
@@ -75,11 +75,12 @@ def test_one_changed_answer_is_refused(shared, tmp_path, name):
     benchmark = only(name)
     copy = tmp_path / benchmark.local.file
     lines = (shared / "data" / benchmark.local.file).read_bytes().split(b"\n")
-    row = json.loads(lines[0])
+    first = benchmark.source.slice[0] if benchmark.source.slice else 0
+    row = json.loads(lines[first])
     read = ("answer", "tests", "test", "test_list", "base_input")
     column = next(key for key in read if key in (*benchmark.source.keep, "answer") and key in row)
     row[column] = ["changed"] if isinstance(row[column], list) else "changed"
-    lines[0] = json.dumps(row).encode()
+    lines[first] = json.dumps(row).encode()
     copy.write_bytes(b"\n".join(lines))
     with pytest.raises(UserError, match="has the hash"):
         load_rows(benchmark, tmp_path)
@@ -87,10 +88,11 @@ def test_one_changed_answer_is_refused(shared, tmp_path, name):
         load_rows(replace(benchmark, local=replace(benchmark.local, sha256=None)), tmp_path)
 
 
-def test_gsm8k_is_the_expected_data_from_either_source(shared, monkeypatch):
-    gsm8k = only("gsm8k")
+@pytest.mark.parametrize("name", ["gsm8k", "gsm8k_validation"])
+def test_gsm8k_is_the_expected_data_from_either_source(shared, monkeypatch, name):
+    gsm8k = only(name)
     local = load_rows(gsm8k, shared / "data")
-    lines = (shared / "data" / "gsm8k_test.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")
+    lines = (shared / "data" / gsm8k.local.file).read_text(encoding="utf-8").rstrip("\n").split("\n")
     hub = [{"question": row["problem"], "answer": row["solution"]} for row in map(json.loads, lines)]
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: hub)
     assert load_rows(gsm8k) == local

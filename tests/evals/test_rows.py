@@ -88,6 +88,19 @@ def test_a_hub_data_set_is_mapped_to_our_fields(tmp_path, monkeypatch):
     assert load_rows(benchmark) == load_rows(benchmark, tmp_path)
 
 
+def test_a_slice_is_cut_out_of_its_split_and_keeps_the_row_numbers(tmp_path, monkeypatch):
+    hub = [{"problem": f"{number}+0=?", "answer": number} for number in range(6)]
+    kept = [{"id": f"s-{number}", "problem": f"{number}+0=?", "answer": str(number)} for number in (2, 3)]
+    source = {"hub": "nobody/sums", "split": "train", "id": "s-{row}", "slice": [2, 4]}
+    benchmark = load_benchmark(write_benchmark(tmp_path, kept, source=source))
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: hub)
+    assert [problem.id for problem in load_rows(benchmark).problems] == ["s-2", "s-3"]
+    with pytest.raises(UserError, match="1 rows with the hash"):
+        load_rows(replace(benchmark, source=replace(benchmark.source, slice=[5, 7])))
+    with pytest.raises(UserError, match="a first row and the row after"):
+        replace(benchmark.source, slice=[4, 4])
+
+
 def test_hub_ids_and_answers_of_other_types_become_text(tmp_path, monkeypatch):
     rows = [{"id": "s-7", "problem": "1-1=?", "answer": "0"}, {"id": "s-8", "problem": "x^2=1", "answer": "1, -1"}]
     source = {"hub": "nobody/sums", "split": "test", "id": "s-{number}"}

@@ -57,6 +57,8 @@ class Source:
             differ.
         keep (`list[str]`): Further columns, kept as they are in `Problem.fields`.
         answer_after (`str`, *optional*): The answer is what follows this mark, without thousands separators.
+        slice (`list[int]`, *optional*): First row, and the row after the last one, of those that the benchmark is made
+            of, counted from 0: how rows are held out of a split that others are trained on.
     """
 
     split: str
@@ -69,8 +71,11 @@ class Source:
     fields: Mapping[str, str] = field(default_factory=dict)
     keep: list[str] = field(default_factory=list)
     answer_after: str | None = None
+    slice: list[int] | None = None
 
     def __post_init__(self) -> None:
+        if self.slice is not None and not (len(self.slice) == 2 and 0 <= self.slice[0] < self.slice[1]):
+            raise UserError(f"A source's slice is a first row and the row after the last one, not {self.slice}.")
         if [self.hub, self.builtin, self.url].count(None) != 2:
             raise UserError("A benchmark's source needs exactly one of 'hub', 'builtin' and 'url'.")
         if self.builtin is not None and self.builtin not in BUILTINS:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def load_rows(
         raise UserError(f"limit must be at least 1, not {limit}: an evaluation of no problems says nothing.")
     local = data_dir is not None and benchmark.source.builtin is None
     raw = _raw_rows(benchmark, data_dir, allow_other_data)
-    problems = [_problem(benchmark, number, row, local) for number, row in enumerate(raw)]
+    cut = islice(enumerate(raw), *(benchmark.source.slice or (None,)))
+    problems = [_problem(benchmark, number, row, local) for number, row in cut]
     if not problems:
         raise UserError(f"{benchmark.name} has no rows: an evaluation of no problems says nothing.")
     if len({problem.id for problem in problems}) != len(problems):
