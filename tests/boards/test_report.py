@@ -9,7 +9,7 @@ import pytest
 from tests.boards.conftest import spec_in
 from tests.boards.fake_trl_opd import HOSTILE
 from trl_opd.boards.collect import collect
-from trl_opd.boards.page import render_page
+from trl_opd.boards.page_format1 import render_page
 from trl_opd.boards.report import build_results, write_report
 from trl_opd.boards.runner import run_board
 from trl_opd.boards.runs import plan_runs

@@ -1,188 +1,264 @@
-"""Geometry of the page's figures: scales, ticks and paths as plain numbers and strings that the template draws."""
+"""The board's figures as SVG and PNG files, on a white card that suits a light and a dark page."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
 
-import numpy as np
-from matplotlib.ticker import MaxNLocator
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from trl_opd.boards.spec import BASE_RUN
-from trl_opd.boards.stats import NOT_DISTINGUISHABLE
-from trl_opd.boards.table import percent, points, tokens
+from trl_opd.boards import series, table
+from trl_opd.boards.schema import Results
+from trl_opd.boards.series import LineStyle
 
-WIDTH, HEIGHT = 520, 300
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 44
-GRID_POINTS = 160
-SMOOTHING_SHARE = 0.05
-PALETTE_SIZE = 6
-TIME_UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
-TITLES = {"generated_tokens": "generated tokens", "seconds": "training time"}
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A linear scale from values to pixels, with round ticks."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return round(float(self.start + share * (self.end - self.start)), 1)
-
-    def ticks(self, count: int = 5) -> list[float]:
-        values = MaxNLocator(nbins=count, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
-        slack = 1e-9 * (self.high - self.low)
-        return [float(value) for value in values if self.low - slack <= value <= self.high + slack]
-
-
-def style_of(results: dict[str, Any], name: str) -> str:
-    """CSS class of a line: the text's colour for the baseline, brown for the base, a palette colour for the others."""
-    if name == results["baseline"]:
-        return "series-reference"
-    if name == BASE_RUN:
-        return "series-base"
-    others = [row["name"] for row in results["rows"] if row["name"] not in (results["baseline"], BASE_RUN)]
-    return f"series-{others.index(name) % PALETTE_SIZE}"
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b8589a", "#b98600", "#3a9bdc")
+"""Okabe and Ito's colours without yellow, three of them darkened until they show on white; `board.css` has the same."""
+INK, SOFT, GREY, RULE, BASE = "#1b1f24", "#59616b", "#8b929b", "#e3e5e8", "#7a5c3e"
+DASHES = ("solid", (0, (6, 2.2)), (0, (1.4, 1.8)), (0, (6, 2, 1.4, 2)))
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": SOFT,
+    "axes.edgecolor": RULE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "svg.hashsalt": "trl_opd",
+}
+LABEL_GAP = 12.0  # points
+PANEL_WIDTH, PANEL_HEIGHT = 3.8, 3.2  # inches
 
 
-def learning_curves(results: dict[str, Any], column: str) -> dict[str, Any] | None:
-    """Mean reward over seeds with the band from the lowest to the highest seed, against `column`.
+def write_figures(results: Results, folder: Path) -> list[Path]:
+    """Write forest plot, learning curves, accuracy against cost, and pass@k, each as SVG and PNG.
 
-    Each seed is smoothed with a trailing mean over a twentieth of its logged steps and interpolated to one grid, up to
-    the end of the shortest seed. Steps that logged no reward are left out. None if nothing was logged.
+    A figure without data is not drawn, and an older file of it is removed.
+
+    Returns:
+        `list[Path]`: the files that were written; the same results give the same bytes.
     """
-    curves = {name: _mean_curve(seeds, column) for name, seeds in results["curves"].items()}
-    curves = {name: curve for name, curve in curves.items() if curve is not None}
-    if not curves:
-        return None
-    label, unit, write = _unit(column, max(curve["x"][-1] for curve in curves.values()))
-    for curve in curves.values():
-        curve["x"] = curve["x"] / unit
-    x = Axis(0.0, max(curve["x"][-1] for curve in curves.values()) or 1.0, LEFT, WIDTH - RIGHT)
-    lowest = min(curve["low"].min() for curve in curves.values())
-    highest = max(curve["high"].max() for curve in curves.values())
-    margin = 0.05 * (highest - lowest) or 0.05
-    y = Axis(lowest - margin, highest + margin, HEIGHT - BOTTOM, TOP)
-    legend = sorted(curves, key=lambda name: name != results["baseline"])
-    return {
-        "title": TITLES[column],
-        "label": label,
-        "legend": legend,
-        "x_ticks": [(x(value), write(value)) for value in x.ticks()],
-        "y_ticks": [(y(value), f"{value:g}") for value in y.ticks()],
-        "series": [_drawn(name, style_of(results, name), curves[name], x, y) for name in reversed(legend)],
+    drawings: dict[str, Callable[[Results], Figure | None]] = {
+        "forest": forest,
+        "learning_curves": learning_curves,
+        "pareto": pareto,
+        "pass_at_k": pass_at_k,
     }
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with matplotlib.rc_context(STYLE):
+        for name, draw in drawings.items():
+            figure = draw(results)
+            for suffix, metadata in ((".svg", {"Date": None}), (".png", {"Software": None})):
+                path = folder / f"{name}{suffix}"
+                path.unlink(missing_ok=True)
+                if figure is not None:
+                    figure.savefig(path, metadata=metadata, dpi=200, bbox_inches="tight", pad_inches=0.15)
+                    written.append(path)
+    return written
 
 
-def smoothing_window(logged: int) -> int:
-    """Logged steps in the trailing mean."""
-    return max(1, round(SMOOTHING_SHARE * logged))
-
-
-def forest(results: dict[str, Any]) -> dict[str, Any] | None:
-    """The methods' differences to the baseline with their intervals; None if there is none.
-
-    The untrained base is in the table alone: it lies so far off that nothing else could be told apart.
-    """
-    rows = [row for row in results["rows"] if row["difference"] and row["name"] != BASE_RUN]
+def forest(results: Results) -> Figure | None:
+    """Differences to the baseline with their intervals, the largest on top; hollow and grey: not distinguishable."""
+    rows = series.forest_rows(results)
     if not rows:
         return None
-    values = [row["difference"][key] or 0.0 for row in rows for key in ("low", "value", "high")]
-    reach = 1.08 * max(map(abs, values)) or 0.01
-    x = Axis(-reach, reach, LEFT + 60, WIDTH - RIGHT)
-    return {
-        "height": 40 * len(rows) + BOTTOM,
-        "zero": x(0.0),
-        "ticks": [(x(value), points(value).removesuffix(".0") if value else "0") for value in x.ticks()],
-        "rows": [_forest_row(row, style_of(results, row["name"]), x, 22 + 40 * i) for i, row in enumerate(rows)],
-    }
+    styles = series.line_styles(results)
+    figure = Figure(figsize=(7.2, 1.0 + 0.36 * len(rows)))
+    axes = figure.add_subplot()
+    axes.axvline(0, color=SOFT, linewidth=1.2)
+    for place, row in enumerate(rows):
+        difference, colour = series.difference_of(results, row), GREY
+        if difference["distinguishable"]:
+            colour = _colour(results, row["name"], styles[row["name"]])
+        axes.plot([100 * difference["low"], 100 * difference["high"]], [place, place], color=colour, linewidth=2.4)
+        face = colour if difference["distinguishable"] else "white"
+        axes.plot(100 * difference["value"], place, "o", color=colour, markerfacecolor=face, markersize=7)
+        interval = table.interval(difference["low"], difference["high"], table.points)
+        axes.annotate(
+            f"{table.points(difference['value'])}  {interval}",
+            (1.02, place),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            color=INK if difference["distinguishable"] else SOFT,
+        )
+    axes.set_yticks(range(len(rows)), [_plain(row["label"]) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: table.points(value / 100).replace(".0", "") if value else "0")
+    )
+    axes.set_xlabel(f"Difference to {_baseline(results)} on {_plain(results['primary'])}, percentage points")
+    axes.spines["left"].set_visible(False)
+    _colour_tick_labels(axes, [series.difference_of(results, row)["distinguishable"] for row in rows])
+    return figure
 
 
-def accuracy_bar(row: dict[str, Any], width: int = 120) -> dict[str, float] | None:
-    """The table's small bar: interval and mean on a scale from 0 to 100 %."""
-    if not row["accuracy"]:
+def learning_curves(results: Results) -> Figure | None:
+    """Mean reward against generated tokens and against training time, with the band over seeds."""
+    return _pair(results, _draw_curves, series.QUANTITIES["reward"])
+
+
+def pareto(results: Results) -> Figure | None:
+    """Primary accuracy against generated tokens and against training time; the line joins what nothing else beats."""
+    return _pair(results, _draw_costs, f"Accuracy on {_plain(results['primary'])}, %")
+
+
+def pass_at_k(results: Results) -> Figure | None:
+    """pass@k of the benchmark with the largest k."""
+    keys = series.pass_at_k_benchmarks(results)
+    if not keys:
         return None
-    x = Axis(0.0, 1.0, 4, width - 4)
-    accuracy = row["accuracy"]
-    low, high = accuracy["low"], accuracy["high"]
+    styles, curves = series.line_styles(results), series.pass_at_k(results, keys[0])
+    figure, (axes,) = _panels(results, 1, 1.6 * PANEL_WIDTH)
+    axes.set_xscale("log", base=2)
+    for name, curve in curves.items():
+        x, y = zip(*curve, strict=True)
+        symbol = _symbol(results, name, styles[name]) | _look(results, name, styles[name])
+        axes.plot(x, [100 * value for value in y], markersize=4.5, **symbol)
+    axes.set_xticks(ks := sorted({k for curve in curves.values() for k, _ in curve}), [str(k) for k in ks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("k, answers to a problem")
+    axes.set_ylabel(f"pass@k on {_plain(keys[0])}, %")
+    _write_labels(axes, results, {name: (curve[-1][0], 100 * curve[-1][1]) for name, curve in curves.items()})
+    return figure
+
+
+def _pair(results: Results, draw: Callable[[Axes, Results, str], bool], y_label: str) -> Figure | None:
+    """One panel against generated tokens and one against training time; None where neither has data."""
+    figure, panels = _panels(results, 2, PANEL_WIDTH)
+    drawn = [draw(axes, results, axis) for axes, axis in zip(panels, series.AXES, strict=True)]
+    panels[0].set_ylabel(y_label)
+    panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    return figure if any(drawn) else None
+
+
+def _panels(results: Results, count: int, width: float) -> tuple[Figure, list[Axes]]:
+    """Panels `width` inches wide, side by side, each with room for the longest name on its right."""
+    longest = max(len(row["label"]) for row in results["rows"])
+    pitch = width + 0.45 + 0.075 * longest
+    figure = Figure(figsize=(count * pitch, PANEL_HEIGHT))
+    panels: list[Axes] = []
+    for place in range(count):
+        box = (place / count, 0, width / (count * pitch), 1)
+        panels.append(figure.add_axes(box, sharey=panels[0] if panels else None))
+    return figure, panels
+
+
+def _draw_curves(axes: Axes, results: Results, axis: str) -> bool:
+    styles, bands = series.line_styles(results), series.learning_curves(results, "reward", axis)
+    if not bands:
+        axes.set_visible(False)
+        return False
+    scale = _label_axis(axes, axis, max(band.x[-1] for band in bands.values()))
+    for name, band in bands.items():
+        look = _look(results, name, styles[name])
+        axes.plot(band.x / scale, band.mean, **look)
+        axes.fill_between(band.x / scale, band.low, band.high, color=look["color"], alpha=0.12, linewidth=0)
+    _write_labels(axes, results, {name: (band.x[-1] / scale, band.mean[-1]) for name, band in bands.items()})
+    return True
+
+
+def _draw_costs(axes: Axes, results: Results, cost: str) -> bool:
+    styles, points = series.line_styles(results), series.cost_points(results, cost)
+    if not points:
+        axes.set_visible(False)
+        return False
+    scale = _label_axis(axes, cost, max(point.cost for point in points))
+    front = series.pareto_front(points)
+    axes.plot(
+        [point.cost / scale for point in front],
+        [100 * point.mean for point in front],
+        color=GREY, linewidth=1.2, drawstyle="steps-post", zorder=1,
+    )  # fmt: skip
+    for point in points:
+        look, x = _symbol(results, point.line, styles[point.line]), point.cost / scale
+        axes.plot([x, x], [100 * point.low, 100 * point.high], color=look["color"], linewidth=1, alpha=0.45)
+        axes.plot(x, 100 * point.mean, markersize=7, **look)
+    axes.margins(x=0.12)
+    _write_labels(axes, results, {point.line: (point.cost / scale, 100 * point.mean) for point in points})
+    return True
+
+
+def _label_axis(axes: Axes, axis: str, longest: float) -> float:
+    """Name the x axis and its unit; returns what a value is divided by."""
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    if axis == "seconds":
+        unit, scale = series.time_unit(longest)
+        axes.set_xlabel(f"{series.COSTS[axis]}, {unit}")
+        return scale
+    axes.set_xlabel(series.COSTS[axis])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: table.tokens(value).replace(".0 ", " ")))
+    return 1.0
+
+
+def _write_labels(axes: Axes, results: Results, points: dict[str, tuple[float, float]]) -> None:
+    """Names in the right margin, moved apart where they would meet, each with a thin leader to its point."""
+    low, high = axes.get_ylim()
+    room = 72 * axes.get_position().height * axes.figure.get_size_inches()[1]
+    places = [(y - low) / (high - low) * room for _, y in points.values()]
+    styles = series.line_styles(results)
+    for (name, point), place in zip(points.items(), series.spread_labels(places, LABEL_GAP, 0, room), strict=True):
+        axes.annotate(
+            _plain(series.label_of(results, name)),
+            xy=point,
+            xytext=(1.05, place / room),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8.5,
+            fontweight="bold" if name == results["baseline"] else "normal",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-", "color": _colour(results, name, styles[name]), "linewidth": 0.6, "alpha": 0.7,
+                "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 4,
+            },
+        )  # fmt: skip
+
+
+def _look(results: Results, name: str, style: LineStyle) -> dict:
+    first = name == results["baseline"]
     return {
-        "mean": x(accuracy["mean"]),
-        "low": x(accuracy["mean"] if low is None else low),
-        "high": x(accuracy["mean"] if high is None else high),
+        "color": _colour(results, name, style),
+        "linestyle": DASHES[style.dash],
+        "linewidth": 2.4 if first else 1.6,
+        "zorder": 4 if first else 3,
     }
 
 
-def _mean_curve(seeds: Sequence[dict[str, Any]], column: str) -> dict[str, np.ndarray] | None:
-    curves = [curve for seed in seeds if len((curve := _smoothed(seed, column))[0])]
-    if not curves:
-        return None
-    start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
-    grid = np.linspace(start, max(start, end), GRID_POINTS)
-    rewards = np.stack([np.interp(grid, x, reward) for x, reward in curves])
-    return {"x": grid, "mean": rewards.mean(axis=0), "low": rewards.min(axis=0), "high": rewards.max(axis=0)}
-
-
-def _smoothed(seed: dict[str, Any], column: str) -> tuple[np.ndarray, np.ndarray]:
-    """`x`, `[P]`, and the trailing mean of the reward, `[P]`, over the steps that logged both."""
-    pairs = zip(seed[column], seed["reward"], strict=True)
-    logged = np.array([(x, reward) for x, reward in pairs if x is not None and reward is not None], dtype=float)
-    if not len(logged):
-        return np.empty(0), np.empty(0)
-    window = smoothing_window(len(logged))
-    sums = np.concatenate([[0.0], np.cumsum(logged[:, 1])])
-    ends = np.arange(1, len(sums))
-    starts = np.maximum(ends - window, 0)
-    return logged[:, 0], (sums[ends] - sums[starts]) / (ends - starts)
-
-
-def _unit(column: str, longest: float) -> tuple[str, float, Callable[[float], str]]:
-    """Label of the axis, what to divide by, and how a tick is written: one unit of time for the whole axis."""
-    if column == "generated_tokens":
-        return "Generated tokens", 1.0, tokens
-    name, seconds = next((name, size) for name, size in TIME_UNITS if longest >= 2 * size or size == 1)
-    return f"Training time, {name}", float(seconds), "{:g}".format
-
-
-def _drawn(name: str, style: str, curve: dict[str, np.ndarray], x: Axis, y: Axis) -> dict[str, Any]:
-    pixels = [x(value) for value in curve["x"]]
-    above = list(zip(pixels, map(y, curve["high"]), strict=True))
-    below = list(zip(pixels, map(y, curve["low"]), strict=True))
+def _symbol(results: Results, name: str, style: LineStyle) -> dict:
+    colour = _colour(results, name, style)
     return {
-        "name": name,
-        "style": style,
-        "line": _path(zip(pixels, map(y, curve["mean"]), strict=True)),
-        "band": _path(above + below[::-1]) + " Z",
-        "last": f"{curve['mean'][-1]:.2f}",
+        "marker": MARKERS[style.symbol],
+        "color": colour,
+        "markerfacecolor": "white" if style.hollow else colour,
+        "linestyle": "none",
     }
 
 
-def _forest_row(row: dict[str, Any], style: str, x: Axis, y: float) -> dict[str, Any]:
-    difference = row["difference"]
-    known = difference["low"] is not None
-    unclear = difference["verdict"] == NOT_DISTINGUISHABLE or not known
-    return {
-        "name": row["name"],
-        "style": "series-none" if unclear else style,
-        "unclear": unclear,
-        "y": y,
-        "value": x(difference["value"]),
-        "low": x(difference["low"]) if known else None,
-        "high": x(difference["high"]) if known else None,
-        "text": f"{points(difference['value'])} points: {difference['verdict']}",
-    }
+def _colour(results: Results, name: str, style: LineStyle) -> str:
+    if style.colour is None:
+        return INK if name == results["baseline"] else BASE
+    return PALETTE[style.colour]
 
 
-def _path(pairs: Any) -> str:
-    return "M" + " L".join(f"{x} {y}" for x, y in pairs)
+def _baseline(results: Results) -> str:
+    return _plain(series.label_of(results, results["baseline"]))
 
 
-def describe_accuracy(row: dict[str, Any]) -> str:
-    """The bar in words, for those who cannot see it."""
-    accuracy = row["accuracy"]
-    if accuracy["low"] is None:
-        return f"{percent(accuracy['mean'])} %, no interval"
-    return f"{percent(accuracy['mean'])} %, interval {percent(accuracy['low'])} to {percent(accuracy['high'])}"
+def _plain(text: str) -> str:
+    """A name as it is: a dollar sign would start matplotlib's mathematics, a control character has no shape."""
+    return "".join(mark if mark.isprintable() else "\N{REPLACEMENT CHARACTER}" for mark in text).replace("$", r"\$")
+
+
+def _colour_tick_labels(axes: Axes, clear: list[bool]) -> None:
+    for text, distinguishable in zip(axes.get_yticklabels(), clear, strict=True):
+        text.set_color(INK if distinguishable else SOFT)

@@ -12,7 +12,7 @@ import numpy as np
 from trl_opd.boards import stats
 from trl_opd.boards.collect import RunRecord, collect
 from trl_opd.boards.files import content_hash, write_json, write_text
-from trl_opd.boards.page import render_page
+from trl_opd.boards.page_format1 import render_page
 from trl_opd.boards.runs import FINAL, FINISHED, MISSING, plan_runs, status_of
 from trl_opd.boards.spec import BASE_RUN, BoardSpec
 from trl_opd.boards.table import render_table
