@@ -17,6 +17,11 @@ def results():
     return make_results()
 
 
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    monkeypatch.setattr(figures, "DPI", 40)
+
+
 def with_curves(results, **columns) -> dict:
     """The board with the baseline's curves alone: one entry a seed, from columns of equal length."""
     seeds = len(next(iter(columns.values())))

@@ -35,6 +35,7 @@ STYLE = {
     "ytick.major.size": 0,
     "svg.hashsalt": "trl_opd",
 }
+DPI = 200
 LABEL_GAP = 12.0  # points
 PANEL_WIDTH, PANEL_HEIGHT = 3.8, 3.2  # inches
 
@@ -62,7 +63,7 @@ def write_figures(results: Results, folder: Path) -> list[Path]:
                 path = folder / f"{name}{suffix}"
                 path.unlink(missing_ok=True)
                 if figure is not None:
-                    figure.savefig(path, metadata=metadata, dpi=200, bbox_inches="tight", pad_inches=0.15)
+                    figure.savefig(path, metadata=metadata, dpi=DPI, bbox_inches="tight", pad_inches=0.15)
                     written.append(path)
     return written
 
