@@ -13,7 +13,7 @@ from trl_opd.evals.suites import load_suite, names
 SUITES = {"math", "math-hard", "code", "science", "quick", "testbed"}
 BENCHMARKS = sorted(set(names()) - SUITES)
 UNPINNED = {"livecodebench"}
-BUILT_IN = {"arithmetic", "arithmetic_validation"}
+BUILT_IN = {"arithmetic", "arithmetic_reading", "arithmetic_validation"}
 
 
 def only(name):
@@ -26,7 +26,7 @@ def test_all_standard_sets_are_there():
         *("gsm8k", "math500", "aime2024", "aime2025", "hmmt_feb_2025", "hmmt_nov_2025", "amc2023", "minerva_math"),
         *("olympiadbench", "humaneval", "humanevalplus", "mbpp", "mbppplus", "livecodebench", "leetcode", "codeforces"),
         *("sciknoweval_chemistry", "sciknoweval_physics", "sciknoweval_biology", "sciknoweval_material"),
-        *("tooluse", "gsm8k_validation", "arithmetic", "arithmetic_validation"),
+        *("tooluse", "gsm8k_validation", "arithmetic", "arithmetic_reading", "arithmetic_validation"),
     }
 
 
@@ -48,11 +48,28 @@ def test_a_suite_holds_each_benchmark_once(name):
     assert not UNPINNED & set(members)
 
 
-@pytest.mark.parametrize(("name", "count"), [("arithmetic", 512), ("arithmetic_validation", 256)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("arithmetic", 512), ("arithmetic_reading", 512), ("arithmetic_validation", 256)]
+)
 def test_the_arithmetic_rows_are_the_testbeds(name, count):
     rows = load_rows(only(name))
     assert len(rows.problems) == count
     assert rows.comparable
+
+
+def test_the_reading_benchmark_asks_the_same_problems_after_a_context():
+    plain, reading = (load_rows(only(name)).problems for name in ("arithmetic", "arithmetic_reading"))
+    assert [row.answer for row in reading] == [row.answer for row in plain]
+    for before, after in zip(plain, reading, strict=True):
+        assert after.problem.startswith("Example:\n")
+        assert after.problem.endswith(f"Again:\n{before.problem}")
+
+
+def test_an_unknown_form_of_the_testbeds_prompts_is_refused():
+    benchmark = only("arithmetic_reading")
+    wrong = replace(benchmark, source=replace(benchmark.source, config="shouting"))
+    with pytest.raises(UserError, match="asks for the form 'shouting'"):
+        load_rows(wrong)
 
 
 @pytest.mark.parametrize("name", sorted({*BENCHMARKS} - UNPINNED - BUILT_IN))

@@ -5,8 +5,7 @@ import random
 import pytest
 from jinja2.exceptions import TemplateError
 
-from trl_opd.testbed.measure import contexts
-from trl_opd.testbed.tasks import rows
+from trl_opd.testbed.tasks import contexts, rows
 from trl_opd.testbed.tokenizer import CHARACTERS, END, GENERATION_HEADER, build_tokenizer
 
 TOKENIZER = build_tokenizer()

@@ -47,7 +47,8 @@ class Source:
     Attributes:
         split (`str`): The split.
         hub (`str`, *optional*): Data set id on the Hub.
-        config (`str`, *optional*): The data set's configuration.
+        config (`str`, *optional*): The data set's configuration; of the testbed, a form of prompt that is read before
+            the problem, see `trl_opd.testbed.tasks.contexts`.
         files (`list[str]`): Its JSONL files by name, where the data set can only be loaded so.
         builtin (`str`, *optional*): "testbed", in place of `hub`.
         url (`str`, *optional*): Where the file is to be had, in place of `hub`; it is read from a data folder alone.

@@ -127,9 +127,7 @@ def _mend(
 
 def _raw_rows(benchmark: Benchmark, data_dir: Path | None, allow_other_data: bool) -> Iterator[Mapping[str, Any]]:
     if benchmark.source.builtin == "testbed":
-        from trl_opd.testbed import tasks  # the one data set that is code
-
-        return iter(tasks.rows(benchmark.source.split, benchmark.rows))
+        return _testbed_rows(benchmark)
     if data_dir is not None:
         return _local_rows(benchmark, data_dir, allow_other_data)
     if benchmark.source.url is not None:
@@ -138,6 +136,19 @@ def _raw_rows(benchmark: Benchmark, data_dir: Path | None, allow_other_data: boo
             f"pass --data-dir with its folder."
         )
     return iter(_hub_rows(benchmark.source, benchmark.local.file if benchmark.local else "the rows"))
+
+
+def _testbed_rows(benchmark: Benchmark) -> Iterator[Mapping[str, Any]]:
+    from trl_opd.testbed import tasks  # the one data set that is code
+
+    form = benchmark.source.config
+    for row in tasks.rows(benchmark.source.split, benchmark.rows):
+        forms = tasks.contexts(row)
+        if form is not None and form not in forms:
+            raise UserError(
+                f"{benchmark.name} asks for the form {form!r} of the testbed's prompts: use one of {', '.join(forms)}."
+            )
+        yield row if form is None else row | {"problem": forms[form]}
 
 
 def _problem(benchmark: Benchmark, number: int, row: Mapping[str, Any], local: bool) -> Problem:

@@ -16,26 +16,6 @@ MAX_NEW_TOKENS = 48
 """Room for the longest worked solution (33 characters and the end token) and for a step too many."""
 
 
-def contexts(row: dict) -> dict[str, str]:
-    """Each form of prompt for one row, filled with texts that a run would meet: its feedback is on a direct guess."""
-    answer = int(row["answer"])
-    fields = {
-        "prompt": row["problem"],
-        "solution": row["solution"],
-        "demonstration": row["solution"],
-        "feedback": tasks.feedback(row["problem"], tasks.boxed(answer + 3)),
-    }
-    lucky = fields | {"demonstration": tasks.boxed(answer)}
-    return {
-        "plain": row["problem"],
-        "reference": tasks.REFERENCE_TEMPLATE.format(**fields),
-        "demonstration": tasks.DEMONSTRATION_TEMPLATE.format(**fields),
-        "direct demonstration": tasks.DEMONSTRATION_TEMPLATE.format(**lucky),
-        "feedback": tasks.FEEDBACK_TEMPLATE.format(**fields),
-        "demonstration and feedback": tasks.DEMONSTRATION_AND_FEEDBACK_TEMPLATE.format(**fields),
-    }
-
-
 def complete(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[str], seed: int, batch_size: int = 256
 ) -> list[str]:
@@ -64,7 +44,7 @@ def accuracies(path: Path, split: str = "test", count: int = 512, seed: int = 0)
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(path).eval()
     problems = tasks.rows(split, count)
-    forms = [contexts(row) for row in problems]
+    forms = [tasks.contexts(row) for row in problems]
     answers = [int(row["answer"]) for row in problems]
     return {
         form: _summary(complete(model, tokenizer, [prompts[form] for prompts in forms], seed), answers)

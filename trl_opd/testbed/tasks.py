@@ -200,6 +200,33 @@ def feedback(problem: str, completion: str) -> str | None:
     return f"The answer is wrong: {task.text[:-2]} is not {answer}."
 
 
+def contexts(row: dict) -> dict[str, str]:
+    """Each form of prompt for one row, filled with texts that a run would meet: its feedback is on a direct guess.
+
+    Args:
+        row (`dict`): A row of `rows`.
+
+    Returns:
+        `dict[str, str]`: The name of each form, and the user message.
+    """
+    answer = int(row["answer"])
+    fields = {
+        "prompt": row["problem"],
+        "solution": row["solution"],
+        "demonstration": row["solution"],
+        "feedback": feedback(row["problem"], boxed(answer + 3)),
+    }
+    lucky = fields | {"demonstration": boxed(answer)}
+    return {
+        "plain": row["problem"],
+        "reference": REFERENCE_TEMPLATE.format(**fields),
+        "demonstration": DEMONSTRATION_TEMPLATE.format(**fields),
+        "direct demonstration": DEMONSTRATION_TEMPLATE.format(**lucky),
+        "feedback": FEEDBACK_TEMPLATE.format(**fields),
+        "demonstration and feedback": DEMONSTRATION_AND_FEEDBACK_TEMPLATE.format(**fields),
+    }
+
+
 def _step_feedback(index: int, claim: tuple[int, int, int], step: tuple[int, int, int]) -> str | None:
     """What is wrong with one claimed addition, or `None`; the two numbers may come in either order."""
     left, right, result = claim
