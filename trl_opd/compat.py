@@ -9,14 +9,18 @@ from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 
 from torch import Tensor
+from transformers import is_wandb_available
 from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 from trl.models import prepare_deepspeed
 from trl.models.utils import _ForwardRedirection
+from trl.trainer.utils import get_comet_experiment_url, get_trackio_space_url, pad
 from trl.trainer.utils import maybe_gather_lm_head_ctx as gathered_parameters
-from trl.trainer.utils import pad
+
+if is_wandb_available():
+    import wandb
 
 try:
     from peft import PeftModel
@@ -39,6 +43,7 @@ __all__ = [
     "render_prompts",
     "synced_engine",
     "tokenize_prompts",
+    "tracker_links",
 ]
 
 #: Overridden or called methods of `GRPOTrainer` -> the parameters that they must have.
@@ -83,6 +88,17 @@ def chunked_divergence(student_NH: Tensor, student_head, teacher_NH: Tensor, tea
 def is_peft_model(model) -> bool:
     """Whether the model is wrapped by PEFT."""
     return isinstance(model, PeftModel)
+
+
+def tracker_links() -> dict[str, str]:
+    """Addresses of the current run in the trackers that `report_to` names, by tracker."""
+    run = wandb.run if is_wandb_available() else None
+    found = {
+        "Weights & Biases": run and run.url,
+        "Trackio": get_trackio_space_url(),
+        "Comet": get_comet_experiment_url(),
+    }
+    return {name: url for name, url in found.items() if url}
 
 
 def redirect_forward(wrapper, module, method, *args):

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from trl_opd.compat import render_prompts
 from trl_opd.defaults import changed
 from trl_opd.errors import UserError
+from trl_opd.model_card import Carded
 from trl_opd.resumable import Resumable
 from trl_opd.run_log import RunRecorder
 from trl_opd.state import PipelineState
@@ -77,7 +78,7 @@ class SFTConfig(OfflineConfig):
     )
 
 
-class OfflineTrainer(Resumable, trl.SFTTrainer):
+class OfflineTrainer(Carded, Resumable, trl.SFTTrainer):
     """
     TRL's `SFTTrainer` on completions that a subclass chooses in `_completions`.
 

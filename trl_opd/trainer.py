@@ -27,6 +27,7 @@ from trl_opd.errors import UserError
 from trl_opd.eval_callback import EvalSuiteCallback, suite_of
 from trl_opd.loss import token_loss
 from trl_opd.metrics import TokenMeans, signal_shares
+from trl_opd.model_card import Carded
 from trl_opd.objectives import OBJECTIVES, Objective
 from trl_opd.policy import PolicyGradient
 from trl_opd.resumable import Resumable
@@ -58,7 +59,7 @@ def no_reward(completions: list, **_: Any) -> list[float]:
     return [0.0] * len(completions)
 
 
-class OnPolicyTrainer(Resumable, _GRPOTrainer):
+class OnPolicyTrainer(Carded, Resumable, _GRPOTrainer):
     """
     Trains a student on its own rollouts with any objective of `trl_opd.objectives`.
 
