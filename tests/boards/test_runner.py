@@ -35,8 +35,9 @@ OPD = {"name": "opd", "method": "opd", "recipe": "recipes/fake.yaml"}
 KILLS = 5
 
 
-def drive(launcher: Sequence[str], spec: Path, output: Path) -> None:
+def drive(launcher: Sequence[str], spec: Path, output: Path, environment: dict[str, str]) -> None:
     """A board in a process of its own; ends with its exit status."""
+    os.environ.update(environment)
     with output.open("w") as file:
         sys.exit(run_board(load_spec(spec), launcher, Console(file=file)))
 
@@ -45,7 +46,7 @@ def start_board(launcher, spec: Path) -> multiprocessing.Process:
     """Start a board that can be killed; its output goes beside the spec. The server has the imports behind it."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload([__name__])
-    process = processes.Process(target=drive, args=(launcher, spec, spec.with_suffix(".out")))
+    process = processes.Process(target=drive, args=(launcher, spec, spec.with_suffix(".out"), dict(os.environ)))
     process.start()
     return process
 
@@ -285,8 +286,8 @@ def test_last_words_are_of_the_last_attempt(tmp_path):
     log.write_text("\n$ trl-opd train grpo\nValueError: old\n\n$ trl-opd train grpo\n")
     assert last_words(log, -9) == "killed by signal 9"
     with log.open("a") as file:
-        file.write("step 1\nValueError: new\n\n")
-    assert last_words(log, 1) == "ValueError: new (exit status 1)"
+        file.write("step 1\nValueError:\x1b[2Jnew\n\n")
+    assert last_words(log, 1) == "ValueError: [2Jnew (exit status 1)"
     assert last_words(tmp_path / "none.log", 0) == "ended without a finished result"
 
 

@@ -252,8 +252,13 @@ def last_words(log: Path, status: int) -> str:
     ending = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
     if status == 0:
         ending = "ended without a finished result"
-    lines = [line.strip() for line in _last_attempt(log).splitlines() if line.strip()]
+    lines = [line for line in map(_printable, _last_attempt(log).splitlines()) if line]
     return f"{lines[-1]} ({ending})" if lines else ending
+
+
+def _printable(line: str) -> str:
+    """Without what would steer a terminal: the line may quote a model."""
+    return "".join(letter if letter.isprintable() else " " for letter in line).strip()
 
 
 def _last_attempt(log: Path) -> str:

@@ -91,6 +91,7 @@ class RayHandle:
         self._actor = actor
         self._pending = pending
         self._ended: float | None = None
+        self._stopped = False
 
     def poll(self) -> int | None:
         if self._pending is not None and not self._ray.wait([self._pending], timeout=0)[0]:
@@ -98,16 +99,19 @@ class RayHandle:
         stored = read_json(_status_file(self.job))
         if stored is not None:
             return stored["status"]
+        if self._stopped:
+            return LOST
         self._ended = self._ended or time.monotonic()
         if time.monotonic() - self._ended < DISK_PATIENCE_SECONDS:
             return None
         self.job.note(f"Ray lost the job: {self._reason()}")
+        self.stop()  # an actor that could not store the status holds its devices still
         return LOST
 
     def stop(self) -> None:
+        self._stopped = True
         if self._actor is not None:
             self._ray.kill(self._actor)  # the kernel ends the subprocess with it
-        self._ended = -DISK_PATIENCE_SECONDS
 
     def _reason(self) -> str:
         try:
