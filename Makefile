@@ -32,8 +32,9 @@ format: $(VENV)/.dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-wheel: $(VENV)/.dev  ## build the distributions into dist/
+wheel: $(VENV)/.dev  ## build the distributions into dist/, and try the wheel away from the repository
 	$(BIN)/python -m build
+	$(BIN)/python -m pytest -m slow tests/test_packaging.py
 
 clean:           ## remove what was built and run (results in leaderboards/ stay, their runs/ go)
 	rm -rf build dist .pytest_cache .ruff_cache leaderboards/*/runs

@@ -49,11 +49,11 @@ def test_a_copy_into_a_folder_keeps_its_name(tmp_path):
 @pytest.mark.parametrize(
     ("command", "fragment"),
     [
-        ("recipes", "required: ACTION"),
-        ("recipes lst", "invalid choice: 'lst'"),
-        ("recipes show", "required: NAME"),
+        ("recipes", "ACTION is missing"),
+        ("recipes lst", "did you mean 'list'"),
+        ("recipes show", "NAME is missing"),
         ("recipes show testbed/sdop", "did you mean 'testbed/sdpo'"),
-        ("recipes copy testbed/sdpo", "required: DEST"),
+        ("recipes copy testbed/sdpo", "DEST is missing"),
         ("recipes list --model qwen3-4", "did you mean 'qwen3-4b'"),
         ("recipes list --method opds", "no recipes of the method 'opds'"),
         ("recipes list --model gsm8k --method scope", "no recipe of scope for gsm8k"),

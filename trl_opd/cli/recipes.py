@@ -3,13 +3,13 @@
 import argparse
 import json
 from pathlib import Path
-from typing import NoReturn
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from trl_opd.cli.parser import Parser
 from trl_opd.errors import UserError
 from trl_opd.recipes import Recipe, Shipped, find, launch_files, recipes
 from trl_opd.suggest import suggest
@@ -29,15 +29,10 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help.")
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command's options."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="trl-opd recipes", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
+    parser = Parser(prog="trl-opd recipes", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
     actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
     listing = actions.add_parser("list", help="what there is", description="What there is.")
     listing.add_argument("--model", help="recipes of one model")
