@@ -11,9 +11,8 @@ from trl import get_peft_config
 
 from trl_opd import checks
 from trl_opd.cli import train
-from trl_opd.data import load_reward_functions
 from trl_opd.errors import UserError
-from trl_opd.methods import METHODS
+from trl_opd.methods import METHODS, load
 from trl_opd.objectives import OBJECTIVES
 from trl_opd.recipes import Recipe, find, launch_files, recipes, with_paths
 
@@ -32,16 +31,23 @@ SHARED = (
     "teacher_model_name_or_path",
 )  # fmt: skip
 
-#: Where a method's source says otherwise: OPSD needs solutions, which the questions of SciKnowEval lack.
+#: Where a method's source says otherwise: it needs solutions, which the questions of SciKnowEval lack.
 OTHERWISE = {
-    ("qwen3-8b/opsd", key)
+    (name, key)
+    for name in ("qwen3-8b/opsd", "qwen3-8b/sft")
     for key in ("dataset_name", "column_map", "system_prompt", "prompt_template", "reward_funcs")
 }  # fmt: skip
+
+#: Headings of a step's batch: prompts, completions of each, steps that share them, processes.
+ROLLOUTS = re.compile(
+    r"^# Rollouts: (\d+) prompts x (\d+) completions (?:a step|for (\d+) steps), on (\d+) process(?:es)?$", re.MULTILINE
+)
+EXAMPLES = re.compile(r"^# Examples: (\d+)()() a step, on (\d+) process(?:es)?$", re.MULTILINE)
 
 #: Label beside a number -> how the header explains it.
 SOURCES = {
     "[P]": "the paper: ",
-    "[C]": "its authors' code: https://",
+    "[C]": "code of ",
     "[M]": "the method's paper: ",
     "[D]": "",
     "[S]": "the setting of this model's other recipes",
@@ -72,11 +78,15 @@ def test_the_parser_and_the_checks_accept_it(name):
     if not torch.cuda.is_available():
         options += ["--use_cpu", "true"]
     data, config, model = train.parse(METHODS[method].config, options)
-    objective = OBJECTIVES[method](config)
-    checks.check_config(config, objective)
-    checks.check_rewards(load_reward_functions(data.reward_funcs), objective)
-    checks.check_teacher(None, None, config, objective)
+    rewards = train.named_functions(data)["reward_funcs"]
     checks.check_adapter(get_peft_config(model))
+    if METHODS[method].kind == "off-policy":
+        load(METHODS[method].trainer).check_settings(config, rewards)
+    else:
+        objective = OBJECTIVES[method](config)
+        checks.check_config(config, objective)
+        checks.check_rewards(rewards, objective)
+        checks.check_teacher(None, None, config, objective)
     assert (ROOT / "trainers" / f"{method}.py").exists()
 
 
@@ -124,23 +134,16 @@ def test_recipes_of_one_model_can_be_compared(model):
 
 
 @pytest.mark.parametrize("name", [recipe.name for recipe in RECIPES if recipe.model in SOURCED])
-def test_the_heading_of_the_rollouts_adds_up(name):
+def test_the_heading_of_the_batch_adds_up(name):
     recipe = BY_NAME[name]
-    text = recipe.text()
-    found = re.search(
-        r"^# Rollouts: (\d+) prompts x (\d+) completions (?:a step|for (\d+) steps), on (\d+) process(?:es)?$",
-        text,
-        re.MULTILINE,
-    )
-    assert found, name
-    prompts, group, steps, processes = (int(number or 1) for number in found.groups())
-    values = settings(recipe)
-    rows = values["per_device_train_batch_size"] * processes * values["gradient_accumulation_steps"]
-    assert values["num_generations"] == group
-    assert rows * steps == prompts * group
-    assert values.get("steps_per_generation", values["gradient_accumulation_steps"]) == (
-        values["gradient_accumulation_steps"] * steps
-    )
+    text, values = recipe.text(), settings(recipe)
+    (found,) = ROLLOUTS.findall(text) if METHODS[recipe.method].kind == "on-policy" else EXAMPLES.findall(text)
+    prompts, group, steps, processes = (int(number or 1) for number in found)
+    accumulated = values["gradient_accumulation_steps"]
+    assert values["per_device_train_batch_size"] * processes * accumulated * steps == prompts * group
+    assert values.get("steps_per_generation", accumulated) == accumulated * steps
+    if METHODS[recipe.method].kind == "on-policy":
+        assert values["num_generations"] == group
     if not values.get("use_cpu"):
         launch = re.search(r"accelerate_configs/(\w+)\.yaml(?: --num_processes (\d+))?", text)
         configured = yaml.safe_load((ROOT / "trainers/accelerate_configs" / f"{launch[1]}.yaml").read_text())
@@ -152,7 +155,7 @@ def test_the_heading_of_the_rollouts_adds_up(name):
 
 @pytest.mark.parametrize("model", ["qwen3-1.7b", "qwen3-4b", "qwen3-8b", "r1-distill-qwen-1.5b"])
 def test_every_method_has_a_recipe(model):
-    assert {recipe.method for recipe in RECIPES if recipe.model == model} == set(METHODS) - {"mix", "sft", "rft"}
+    assert {recipe.method for recipe in RECIPES if recipe.model == model} == set(METHODS) - {"mix"}
 
 
 def test_papers_are_those_of_the_methods_documentation():
