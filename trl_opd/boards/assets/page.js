@@ -94,7 +94,14 @@ for (const button of document.querySelectorAll("button.copy")) {
 // Every drawing is made again when its box changes its width.
 function drawn(container, draw) {
   let width = 0;
-  const redraw = () => { container.replaceChildren(...[draw(width)].filter(Boolean)); };
+  const redraw = () => {
+    const drawing = draw(width);
+    if (drawing instanceof SVGElement) { // an image with one description: its marks need no names of their own
+      drawing.setAttribute("role", "img");
+      drawing.querySelectorAll("[aria-label]").forEach((mark) => mark.removeAttribute("aria-label"));
+    }
+    container.replaceChildren(drawing);
+  };
   new ResizeObserver(([entry]) => {
     const now = Math.floor(entry.contentRect.width);
     if (now > 0 && Math.abs(now - width) > 4) { width = now; redraw(); }
