@@ -33,12 +33,12 @@ def test_a_suite_is_run_logged_and_stored_and_training_does_not_notice(tmp_path,
         row["step"]: row["eval/arithmetic/avg@4"] for row in trainer.state.log_history if "eval/arithmetic/avg@4" in row
     }
     folders = sorted((tmp_path / "suite" / "evaluations").iterdir())
-    assert [folder.name.rsplit("-", 1)[0] for folder in folders] == ["step-2", "step-4"]
+    assert [folder.name.rsplit("-", 1)[0] for folder in folders] == ["step-2", "step-4", "step-5"]
     stored = [json.loads((folder / "arithmetic" / "summary.json").read_text()) for folder in folders]
-    assert logged == {2: stored[0]["metrics"]["accuracy"], 4: stored[1]["metrics"]["accuracy"]}
+    assert logged == {step: one["metrics"]["accuracy"] for step, one in zip((2, 4, 5), stored, strict=True)}
     manifests = [json.loads((folder / "arithmetic" / "manifest.json").read_text()) for folder in folders]
     models = {manifest["settings"]["engine"]["model"] for manifest in manifests}
-    assert len(models) == 2
+    assert len(models) == 3
     assert trainer.model.training
 
 

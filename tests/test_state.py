@@ -21,7 +21,7 @@ def checkpoints(folder, complete, cut_short=()):
 
 def test_rotation_spares_the_newest_complete_ones_and_the_best(tmp_path):
     checkpoints(tmp_path, complete=(2, 4, 10, 12), cut_short=(14,))
-    rotate(tmp_path, limit=2, keep=str(tmp_path / "checkpoint-2"))
+    rotate(tmp_path, limit=2, keep=[tmp_path / "checkpoint-2"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-12", "checkpoint-2"]
     assert newest_checkpoint(tmp_path).name == "checkpoint-12"
 

@@ -5,6 +5,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from trl_opd.aggregation import MODES
+from trl_opd.budget import check_budget
 from trl_opd.defaults import changed
 from trl_opd.errors import UserError
 from trl_opd.objectives.base import Objective
@@ -96,6 +97,7 @@ def check_config(config: Any, objective: Objective) -> None:
         value = getattr(config, name)
         if value is not None and value < least:
             raise UserError(f"{name} is {value}, but must be at least {least}.")
+    check_budget(config)
     if config.max_steps == 0:
         raise UserError("max_steps is 0, so nothing would be trained; set it, or leave it out to train whole epochs.")
     if not config.learning_rate >= 0.0:

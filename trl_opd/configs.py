@@ -48,7 +48,55 @@ Now solve the original problem correctly."""
 
 
 @dataclass
-class GRPOConfig(trl.GRPOConfig):
+class RunConfig:
+    """
+    What every method's configuration adds to TRL's.
+
+    > Parameters that control evaluation during training
+
+    Parameters:
+        eval_suite (`str`, *optional*):
+            A benchmark or a suite of the harness (`trl-opd eval list`) that is run on the current weights.
+        eval_suite_steps (`int`, *optional*):
+            Steps between two such runs.
+        eval_suite_n (`int`, *optional*):
+            Samples for each problem; the benchmark's protocol by default.
+        eval_suite_limit (`int`, *optional*):
+            The first problems only.
+        eval_suite_max_new_tokens (`int`, *optional*):
+            Longest completion; the benchmark's protocol by default.
+        eval_suite_data_dir (`str`, *optional*):
+            Folder with local copies of the data.
+
+    > Parameters that control the end of the run
+
+    Parameters:
+        max_train_seconds (`float`, *optional*):
+            Seconds of training, without evaluation, after which it ends with the step.
+    """
+
+    eval_suite: str | None = field(
+        default=None,
+        metadata={"help": "A benchmark or a suite of trl-opd eval that is run on the current weights during training."},
+    )
+    eval_suite_steps: int | None = field(default=None, metadata={"help": "Steps between two runs of eval_suite."})
+    eval_suite_n: int | None = field(
+        default=None, metadata={"help": "Samples for each problem of eval_suite. None for the benchmark's own."}
+    )
+    eval_suite_limit: int | None = field(default=None, metadata={"help": "The first problems of eval_suite only."})
+    eval_suite_max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Longest completion in eval_suite, in tokens. None for the benchmark's own."}
+    )
+    eval_suite_data_dir: str | None = field(
+        default=None, metadata={"help": "Folder with local copies of the data of eval_suite."}
+    )
+    max_train_seconds: float | None = field(
+        default=None, metadata={"help": "Seconds of training, without evaluation, after which it ends with the step."}
+    )
+
+
+@dataclass
+class GRPOConfig(RunConfig, trl.GRPOConfig):
     """
     Configuration of [`GRPOTrainer`], and the base of every other configuration here.
 
@@ -75,21 +123,11 @@ class GRPOConfig(trl.GRPOConfig):
             alone and for whole-vocabulary divergences without clips. `"auto"` is `"tiled"`, everywhere: on a CPU it is
             the faster one, and on a GPU, where TRL's are written in Triton, the two were not measured.
 
-    > Parameters that control evaluation during training
+    > Parameters that control the end of the run
 
     Parameters:
-        eval_suite (`str`, *optional*):
-            A benchmark or a suite of the harness (`trl-opd eval list`) that is run on the current weights.
-        eval_suite_steps (`int`, *optional*):
-            Steps between two such runs.
-        eval_suite_n (`int`, *optional*):
-            Samples for each problem; the benchmark's protocol by default.
-        eval_suite_limit (`int`, *optional*):
-            The first problems only.
-        eval_suite_max_new_tokens (`int`, *optional*):
-            Longest completion; the benchmark's protocol by default.
-        eval_suite_data_dir (`str`, *optional*):
-            Folder with local copies of the data.
+        max_generated_tokens (`int`, *optional*):
+            Generated tokens, over all processes, after which training ends with the step.
 
     > Parameters that control rollouts by vLLM
 
@@ -120,20 +158,8 @@ class GRPOConfig(trl.GRPOConfig):
         },
     )
 
-    eval_suite: str | None = field(
-        default=None,
-        metadata={"help": "A benchmark or a suite of trl-opd eval that is run on the current weights during training."},
-    )
-    eval_suite_steps: int | None = field(default=None, metadata={"help": "Steps between two runs of eval_suite."})
-    eval_suite_n: int | None = field(
-        default=None, metadata={"help": "Samples for each problem of eval_suite. None for the benchmark's own."}
-    )
-    eval_suite_limit: int | None = field(default=None, metadata={"help": "The first problems of eval_suite only."})
-    eval_suite_max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Longest completion in eval_suite, in tokens. None for the benchmark's own."}
-    )
-    eval_suite_data_dir: str | None = field(
-        default=None, metadata={"help": "Folder with local copies of the data of eval_suite."}
+    max_generated_tokens: int | None = field(
+        default=None, metadata={"help": "Generated tokens after which training ends, over all processes."}
     )
 
     def __post_init__(self):

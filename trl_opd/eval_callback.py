@@ -46,7 +46,9 @@ def suite_of(config: Any) -> list[Benchmark]:
 
 
 class EvalSuiteCallback(TrainerCallback):
-    """Runs a suite after every `eval_suite_steps` steps and logs `eval/<benchmark>/avg@n` with the step's metrics.
+    """Runs a suite after every `eval_suite_steps` steps, and after the last, and logs `eval/<benchmark>/avg@n` with the
+    step's metrics. Their mean over the suite's benchmarks is kept with the run, whose best checkpoint by it is not
+    rotated out; its seconds are not counted as training.
 
     The first process draws and writes `<output_dir>/evaluations/step-<n>-<fingerprint>/<benchmark>/`; the others wait
     for it. Where each process has a vLLM engine of its own (`vllm_mode: colocate` without tensor parallelism), it draws
@@ -76,16 +78,21 @@ class EvalSuiteCallback(TrainerCallback):
         self._check_lengths(trainer.args)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % args.eval_suite_steps:
+        if state.global_step % args.eval_suite_steps and not control.should_training_stop:
             return
         trainer = self.trainer
-        with kept_random_state(), self._drawing(args) as engine:
+        with trainer.off_the_clock(), kept_random_state(), self._drawing(args) as engine:
             if trainer.accelerator.is_main_process:
-                for summary in self._evaluate(engine, args, state.global_step):
-                    # Logged with the step's own metrics: a log of its own would take what they have gathered so far.
-                    name = f"eval/{summary.benchmark}/avg@{summary.metrics.n}"
-                    trainer._metrics["train"][name].append(summary.metrics.accuracy)
+                self._note(self._evaluate(engine, args, state.global_step), state.global_step)
             trainer.accelerator.wait_for_everyone()
+
+    def _note(self, summaries: list[Summary], step: int) -> None:
+        for summary in summaries:
+            # Logged with the step's own metrics: a log of its own would take what they have gathered so far.
+            name = f"eval/{summary.benchmark}/avg@{summary.metrics.n}"
+            self.trainer._metrics["train"][name].append(summary.metrics.accuracy)
+        mean = sum(summary.metrics.accuracy for summary in summaries) / len(summaries)
+        self.trainer.pipeline_state.validation.append([step, mean])
 
     def _check_lengths(self, args: Any) -> None:
         """What does not fit is refused before the first step."""

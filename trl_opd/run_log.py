@@ -30,7 +30,7 @@ LOG = "log.jsonl"
 EVAL_LOG = "eval_log.jsonl"
 PACKAGES = ("trl-opd", "trl", "transformers", "torch", "accelerate", "peft", "datasets", "math-verify")
 #: Keys of a configuration that say where and how a run is carried out, not what it computes.
-CIRCUMSTANCES = ("output_dir", "resume_from_checkpoint", "logging_dir", "run_name")
+CIRCUMSTANCES = ("output_dir", "resume_from_checkpoint", "logging_dir", "run_name", "eval_suite_data_dir")
 #: Keys whose values are nobody's business: they are left out of the record, which may be pushed to the hub.
 SECRETS = ("hub_token", "push_to_hub_token")
 
@@ -298,6 +298,9 @@ class RunRecorder(TrainerCallback):
         self.books.write(
             **({} if self._commanded else {"status": "finished"}),
             steps=self.trainer.state.global_step,
+            stopped_by=self.trainer.budget.stopped_by,
+            validation=self.trainer.pipeline_state.validation,
+            validation_seconds=round(self.trainer.pipeline_state.validation_seconds, 2),
             peak_memory_bytes=peak_memory_bytes(),
             health=[finding.record() for finding in health.findings(rows)],
             **self.trainer.spent(),

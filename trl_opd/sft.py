@@ -11,12 +11,14 @@ import trl
 from datasets import Dataset
 from transformers import AutoTokenizer
 
+from trl_opd.budget import check_budget
 from trl_opd.compat import render_prompts
+from trl_opd.configs import RunConfig
 from trl_opd.defaults import changed
 from trl_opd.errors import UserError
+from trl_opd.eval_callback import suite_of
 from trl_opd.model_card import Carded
 from trl_opd.resumable import Resumable
-from trl_opd.run_log import RunRecorder
 from trl_opd.state import PipelineState
 
 #: Options of TRL's that prepare texts, which are token ids here before TRL sees them.
@@ -32,7 +34,7 @@ IGNORED = (
 
 
 @dataclass
-class OfflineConfig(trl.SFTConfig):
+class OfflineConfig(RunConfig, trl.SFTConfig):
     """
     What the off-policy methods have in common: TRL's `SFTConfig` on prompts and completions of token ids.
 
@@ -98,6 +100,7 @@ class OfflineTrainer(Carded, Resumable, trl.SFTTrainer):
         self.check_settings(args, reward_funcs)
         if kwargs.pop("teacher_context", None) is not None:
             raise UserError(f"{self.method} has no teacher that could read teacher_context; remove it.")
+        suite = suite_of(args)
         self.pipeline_state = PipelineState(method=self.method)
         self.data_facts: dict[str, int] = {}
         tokenizer = _tokenizer(model, args) if processing_class is None else processing_class
@@ -105,8 +108,10 @@ class OfflineTrainer(Carded, Resumable, trl.SFTTrainer):
         chosen = self._completions(model, reward_funcs, args, train_dataset, tokenizer)
         examples = self._examples(*chosen, args, tokenizer)
         super().__init__(model, args, train_dataset=examples, processing_class=tokenizer, **kwargs)
-        self.recorder = RunRecorder(self)
-        self.add_callback(self.recorder)
+        self._add_callbacks(suite)
+
+    #: Nothing is drawn while it trains, so there is no engine that an evaluation could share.
+    use_vllm: ClassVar[bool] = False
 
     @classmethod
     def check_settings(cls, config: OfflineConfig, reward_funcs: Any) -> None:
@@ -120,6 +125,7 @@ class OfflineTrainer(Carded, Resumable, trl.SFTTrainer):
                 raise UserError(
                     f"{name} acts on texts, which are token ids here already: it would be ignored; remove it."
                 )
+        check_budget(config)
         if config.max_steps == 0:
             raise UserError("max_steps is 0, so nothing would be trained; set it, or leave it out for whole epochs.")
         if not config.learning_rate >= 0.0:

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from trl_opd.errors import UserError
@@ -21,13 +22,17 @@ class PipelineState:
         method: Name of the method that the run trains with.
         generated_tokens: Completion tokens generated, over all processes.
         teacher_tokens: Tokens that scorers read, prompts included, over all processes.
-        seconds: Wall-clock seconds of training, over all its sittings.
+        seconds: Wall-clock seconds of training, over all its sittings; those of validation do not count.
+        validation: Pairs of a step and the accuracy on `eval_suite` after it, a mean over its benchmarks.
+        validation_seconds: Wall-clock seconds that this took.
     """
 
     method: str
     generated_tokens: int = 0
     teacher_tokens: int = 0
     seconds: float = 0.0
+    validation: list[list[float]] = field(default_factory=list)
+    validation_seconds: float = 0.0
 
     def save(self, folder: Path) -> None:
         """Writes the state into a checkpoint, at once or not at all."""
@@ -66,13 +71,19 @@ def resumable(output_dir: str, checkpoint: str | bool) -> Path:
     return folder
 
 
-def rotate(output_dir: Path, limit: int | None, keep: str | None) -> None:
+def best_step(validation: Sequence[Sequence[float]]) -> int | None:
+    """The step of the best of `[step, accuracy]` pairs, of equally good ones the earliest; None without any."""
+    best = max(validation, key=lambda pair: (pair[1], -pair[0]), default=None)
+    return best and int(best[0])
+
+
+def rotate(output_dir: Path, limit: int | None, keep: Iterable[Path]) -> None:
     """Removes all but the newest `limit` complete checkpoints, and `keep`; those that were cut short go as well."""
     if not limit:
         return
     newest_first = sorted(output_dir.glob("checkpoint-*"), key=lambda path: -int(path.name.rsplit("-", 1)[1]))
     complete = [path for path in newest_first if (path / STATE_FILE).exists()]
-    spared = {*complete[:limit], *([Path(keep)] if keep else [])}
+    spared = {*complete[:limit], *keep}
     for path in newest_first:
         if path not in spared:
             shutil.rmtree(path)

@@ -24,7 +24,7 @@ from trl_opd.configs import GRPOConfig
 from trl_opd.contexts import FunctionContext
 from trl_opd.encoding import completion_hidden, find_prefixes, prefix_obstacle
 from trl_opd.errors import UserError
-from trl_opd.eval_callback import EvalSuiteCallback, suite_of
+from trl_opd.eval_callback import suite_of
 from trl_opd.loss import token_loss
 from trl_opd.metrics import TokenMeans, signal_shares
 from trl_opd.model_card import Carded
@@ -32,7 +32,6 @@ from trl_opd.objectives import OBJECTIVES, Objective
 from trl_opd.policy import PolicyGradient
 from trl_opd.resumable import Resumable
 from trl_opd.rollouts import Rollouts, Scores, Sibling, Signals, text_of
-from trl_opd.run_log import RunRecorder
 from trl_opd.scoring import Oracle, Reading, score
 from trl_opd.state import PipelineState
 from trl_opd.teacher_cache import load_rollouts
@@ -152,10 +151,7 @@ class OnPolicyTrainer(Carded, Resumable, _GRPOTrainer):
             **kwargs,
         )
         self._check_model(reference_model)
-        if suite:
-            self.add_callback(EvalSuiteCallback(self, suite))
-        self.recorder = RunRecorder(self)
-        self.add_callback(self.recorder)
+        self._add_callbacks(suite)
         self.policy = PolicyGradient.of(args) if self.objective.uses_policy_gradient else None
         self.aggregation = checks.resolve_aggregation(args)
         self._token_loss = loss_trl.token_loss if args.loss_kernel == "trl" else token_loss

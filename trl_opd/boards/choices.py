@@ -72,9 +72,3 @@ def write_choice(spec: BoardSpec, method: MethodSpec, identity: dict[str, Any], 
 def record_file(spec: BoardSpec) -> Path:
     """Where the choices are kept."""
     return spec.runs_folder / "trials.json"
-
-
-def best_step(validation: Sequence[Sequence[float]]) -> int | None:
-    """The step of the best of `[step, accuracy]` pairs, of equally good ones the earliest; None without any."""
-    best = max(validation, key=lambda pair: (pair[1], -pair[0]), default=None)
-    return best and int(best[0])

@@ -1,8 +1,9 @@
 """Learning-rate trials: once all of a method's have ended, its rate is chosen and recorded."""
 
-from trl_opd.boards.choices import BEST, Choice, Trial, best_step, chosen_rate, write_choice
+from trl_opd.boards.choices import BEST, Choice, Trial, chosen_rate, write_choice
 from trl_opd.boards.runs import FAILED, FINISHED, Run, choice_of, status_of, trial_runs, trials_identity, validation_of
 from trl_opd.boards.spec import BoardSpec
+from trl_opd.state import best_step
 
 SETTLED = (FINISHED, FAILED)
 
