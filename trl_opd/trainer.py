@@ -20,6 +20,7 @@ from trl_opd import checks, engine_sync, loss_trl, offsite, sharding
 from trl_opd.aggregation import COMPOSITION_DEPENDENT, Window, count, token_weights
 from trl_opd.batches import Batch, compact, loss_mask, pack, picked, prompt_ids, signal_tensors, trimmed, working_rows
 from trl_opd.compat import is_peft_model, redirect_forward, tokenize_prompts
+from trl_opd.completions_table import COLUMN, Strips, print_table
 from trl_opd.configs import GRPOConfig
 from trl_opd.contexts import FunctionContext
 from trl_opd.encoding import completion_hidden, find_prefixes, prefix_obstacle
@@ -172,6 +173,7 @@ class OnPolicyTrainer(Carded, Resumable, _GRPOTrainer):
         self._scored: dict[str, Any] = {}
         self._scorer_heads: dict[str, list[Head]] = {"train": [], "eval": []}
         self._token_means = {"train": TokenMeans(), "eval": TokenMeans()}
+        self._strips = Strips(self._logs["prompt"].maxlen) if self.log_completions and self.scorers else None
 
     # What is refused once the model is known
 
@@ -348,6 +350,10 @@ class OnPolicyTrainer(Carded, Resumable, _GRPOTrainer):
         batch.update(signal_tensors(signals, scores, rollouts.mask))
         if self._recomputes:
             batch["teacher_prompts"] = teacher_ids
+        if self._strips is not None:
+            batch["number"] = self._strips.number(
+                len(rollouts), self.accelerator.num_processes, self.accelerator.process_index
+            )
         self._log_shares(mode, signal_shares(signals, rollouts, self.objective.context))
         self._count_cost(drawn, scores, mode)
         return batch
@@ -520,6 +526,9 @@ class OnPolicyTrainer(Carded, Resumable, _GRPOTrainer):
         # Nothing but the loss goes through the wrapper: mixed precision under FSDP rounds inputs and outputs.
         loss = redirect_forward(model, module, lambda: self._loss_in_forward(module, inputs, scorer_hidden, facts))
         exact, distilled = facts.pop("loss"), facts.pop("distilled")
+        if self._strips is not None and working:
+            mask = loss_mask(inputs).bool()
+            self._strips.add(inputs["number"], inputs["completion_ids"], mask, facts, distilled)
         kept = slice(None) if working else slice(0)
         self._log_facts({name: values[kept] for name, values in facts.items()}, distilled[kept])
         return loss + (exact - loss).detach()
@@ -577,6 +586,21 @@ class OnPolicyTrainer(Carded, Resumable, _GRPOTrainer):
         totals = self.accelerator.reduce(table, reduction="sum").tolist()
         for name, (part, whole) in zip(shares, totals, strict=True):
             self._metrics[mode][name].append(part / whole if whole else float("nan"))
+
+    def log(self, logs, start_time=None):
+        """As in TRL; the table of completions has each token's divergence besides."""
+        if self._strips is None:
+            super().log(logs, start_time)
+            return
+        strips = self._strips.gathered()
+        self._logs["extra"][COLUMN] = [strip and strip.values for strip in strips]
+        most, self.num_completions_to_print = self.num_completions_to_print, 0  # TRL writes its tables and prints none
+        super().log(logs, start_time)
+        self.num_completions_to_print = most
+        if self.accelerator.is_main_process and "train_runtime" not in logs:  # the end's rows were shown already
+            step, quantity = self.state.global_step, self._strips.quantity
+            shown = self._logs if self.has_rewards else self._logs | {"rewards": {}}
+            print_table(shown, strips, self._tokenizer, step=step, quantity=quantity, most=most)
 
     @property
     def _mode(self) -> str:
