@@ -112,7 +112,7 @@ class RFTTrainer(OfflineTrainer):
         rewards = score(functions, drawn, tokenizer)
         kept, facts = select(drawn[COMPLETION_IDS], rewards, args, tokenizer.eos_token_id)
         self.data_facts |= facts
-        print(
+        PartialState().print(
             "drawn {drawn} completions of {rows} rows: {wrong} wrong, {cut} right but cut, {duplicates} duplicates, "
             "{kept} kept; {rows_without} rows have none".format(**facts),
             flush=True,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import trl
+from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoTokenizer
 
@@ -149,8 +150,11 @@ class OfflineTrainer(Carded, Resumable, trl.SFTTrainer):
         kept = [(prompt, ids) for prompt, ids in pairs if len(prompt) + len(ids) <= limit]
         self.data_facts |= {"examples": len(kept), "too_long": len(pairs) - len(kept)}
         if len(kept) < len(pairs):
-            print(f"{len(pairs) - len(kept)} of {len(pairs)} examples are longer than max_length={args.max_length} "
-                  "tokens and are left out", flush=True)  # fmt: skip
+            lost = len(pairs) - len(kept)
+            PartialState().print(
+                f"{lost} of {len(pairs)} examples are longer than max_length={args.max_length} tokens and are left out",
+                flush=True,
+            )
         step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         if len(kept) < step:
             raise UserError(
