@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers.initialization import no_init_weights
 
 from trl_opd.tiled import TILE_BYTES
 
@@ -58,8 +59,9 @@ class Shape:
     @classmethod
     def of(cls, config: PretrainedConfig, dtype: torch.dtype, peft_config: Any = None) -> "Shape":
         """The shape of a model of that configuration, made without memory; with an adapter if there is one."""
-        with torch.device("meta"):
+        with no_init_weights(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
+            model.tie_weights()  # which is left out with the initial values
         parameters = _count(model)
         head = model.get_output_embeddings().weight.numel()
         blocks = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or ())]

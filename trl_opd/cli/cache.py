@@ -37,9 +37,11 @@ def main(argv: list[str]) -> int:
     Raises:
         `UserError`: If an option, a model or the rollouts cannot work.
     """
-    if not argv or {"-h", "--help"} & set(argv):
+    if not argv:
+        raise UserError("No method was given; use opd, exopd, scope or mix, or --help.")
+    if {"-h", "--help"} & set(argv):
         print(USAGE)
-        return 0 if argv else 2
+        return 0
     name, options = argv[0], argv[1:]
     entry = method(name)
     own = Parser(prog="trl-opd cache", add_help=False, allow_abbrev=False)

@@ -37,11 +37,13 @@ def main(argv: list[str]) -> int:
     Raises:
         `UserError`: If an option, the model or the data cannot work.
     """
-    if not argv or {"-h", "--help"} & set(argv):
+    if not argv:
+        raise UserError("No recipe was given; name one with --config, or see --help.")
+    if {"-h", "--help"} & set(argv):
         from trl_opd.discover import DiscoverConfig
 
         print(USAGE.format(rounds=DiscoverConfig.max_steps, attempts=DiscoverConfig.num_generations))
-        return 0 if argv else 2
+        return 0
     check_recipe(argv, "sdpo")
     data_args, config, model_args = parse("DiscoverConfig", argv)
     return _discover(data_args, config, model_args)

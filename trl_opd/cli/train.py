@@ -7,11 +7,19 @@ from typing import Any
 
 import yaml
 
-from trl_opd.defaults import default_of, trl_base
+from trl_opd.defaults import changed, default_of, trl_base
 from trl_opd.errors import UserError
 from trl_opd.methods import METHODS, load, method
 from trl_opd.recipes import recipes, with_paths
 from trl_opd.suggest import suggest
+
+#: An option that switches a group on -> the options that act only with it.
+GROUPS = {
+    "use_vllm": ("vllm_",),
+    "use_peft": ("lora_",),
+    "eval_suite": ("eval_suite_",),
+    "load_in_4bit": ("bnb_4bit_", "use_bnb_nested_quant"),
+}
 
 USAGE = """usage: trl-opd train METHOD --config RECIPE.yaml [--option value ...]
 
@@ -34,9 +42,11 @@ Several processes: accelerate launch trainers/METHOD.py --config RECIPE.yaml"""
 
 def main(argv: list[str]) -> int:
     """Trains; returns the exit status."""
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv:
+        raise UserError(f"No method was given; use one of {', '.join(METHODS)}, or --help.")
+    if argv[0] in ("-h", "--help"):
         print(USAGE.format(methods="\n".join(f"  {name:<8}{entry.summary}" for name, entry in METHODS.items())))
-        return 0 if argv else 2
+        return 0
     name, options = argv[0], with_paths(argv[1:])
     entry = method(name)
     if {"-h", "--help"} & set(options):
@@ -44,6 +54,7 @@ def main(argv: list[str]) -> int:
         return 0
     check_recipe(options, name)
     data_args, config, model_args = parse(entry.config, options)
+    check_ignored(named_options(options), data_args, config, model_args)
     return _train(name, data_args, config, model_args)
 
 
@@ -103,6 +114,32 @@ def check_recipe(options: list[str], name: str) -> None:
             )
 
 
+def named_options(options: list[str]) -> frozenset[str]:
+    """The options that a command line and its recipe, which has been checked, name."""
+    recipe = {}
+    if "--config" in options:
+        recipe = yaml.safe_load(Path(options[options.index("--config") + 1]).read_text())
+    flags = (option[2:].split("=")[0] for option in options if option.startswith("--"))
+    return frozenset([*recipe, *flags]) - {"config", "env"}
+
+
+def check_ignored(named: frozenset[str], data: Any, config: Any, model: Any) -> None:
+    """Refuses options of a group that is switched off: they would be ignored.
+
+    Raises:
+        `UserError`: Naming the first of them and the switch.
+    """
+    values = {name: value for record in (data, config, model) for name, value in vars(record).items()}
+    set_by_user = named & set().union(*map(changed, (data, config, model)))
+    for switch, prefixes in GROUPS.items():
+        ignored = sorted(name for name in set_by_user if name.startswith(prefixes))
+        if ignored and not values.get(switch):
+            raise UserError(
+                f"{ignored[0]}={values[ignored[0]]!r} acts with {switch} only and would be ignored without it; remove "
+                f"it, or set {switch}."
+            )
+
+
 def parse(config_name: str, options: list[str]) -> tuple[Any, Any, Any]:
     """The data arguments, the configuration of that name and the model arguments, from options and their recipe.
 
@@ -159,19 +196,22 @@ def _train(name: str, data_args, config, model_args) -> int:
 
 
 def _run(name: str, folder, data_args, config, model_args) -> None:
+    from trl_opd.cli.check.brief import brief
     from trl_opd.compat import end_engine
     from trl_opd.state import newest_checkpoint, resumable
 
     dataset = _training_data(data_args, config)
 
-    kind = load(method(name).trainer)
-    trainer = make_trainer(kind, dataset, named_functions(data_args), config, model_args)
+    entry = method(name)
+    trainer = make_trainer(load(entry.trainer), dataset, named_functions(data_args), config, model_args)
     checkpoint = newest_checkpoint(config.output_dir)
     if config.resume_from_checkpoint:
         named = config.resume_from_checkpoint
         checkpoint = resumable(config.output_dir, True if str(named).lower() == "true" else named)
     if checkpoint:
         trainer.accelerator.print(f"resuming from {checkpoint}", flush=True)
+    if entry.kind == "on-policy" and trainer.accelerator.is_main_process:
+        print("\n".join(brief(name, trainer, data_args, config, model_args)), flush=True)
     trainer.recorder.obey(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.save_model(str(folder.path / "model"))
