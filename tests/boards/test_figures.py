@@ -45,6 +45,14 @@ def test_band_runs_from_lowest_to_highest_seed_up_to_the_shortest(results):
     assert (band.low.max(), band.high.min()) == pytest.approx((0.2, 0.6))
 
 
+def test_a_failed_run_does_not_cut_the_curve_of_the_others(results):
+    board = with_curves(results, seconds=[[0, 20], [0, 1]], reward=[[0.2, 0.2], [0.9, 0.9]])
+    failed = [run | {"status": "failed"} if run["name"] == "grpo-seed1" else run for run in results["runs"]]
+    band = learning_curves(board | {"runs": failed}, "reward", "seconds")["grpo"]
+    assert (band.x[-1], band.seeds, band.high.max()) == (20, 1, pytest.approx(0.2))
+    assert learning_curves(board | {"runs": []}, "reward", "seconds")["grpo"].seeds == 2
+
+
 def test_steps_without_a_value_are_left_out(results):
     board = with_curves(results, seconds=[[1, None, 3]], reward=[[0.5, 0.9, None]])
     assert learning_curves(board, "reward", "seconds")["grpo"].mean == pytest.approx(np.full(series.GRID_POINTS, 0.5))

@@ -128,6 +128,23 @@ def test_other_tables_equal_the_results(results, rendered):
             assert [as_number(cell) for cell in cost[row["label"]][1:]] == [row["training"][key] for key in keys]
 
 
+def test_choices_and_pass_at_k_tables_equal_the_results(results, rendered):
+    by_head = {tuple(cell["text"] for cell in rows[0]): rows[1:] for rows in rendered.tables if rows[0]}
+    trials = by_head["Line", "Learning rate", "Validation, %", "Outcome"]
+    stored = next(row["trials"] for row in results["rows"] if row["name"] == "opd")
+    for row, trial in zip(trials, stored, strict=True):
+        assert [as_number(cell) for cell in row[-3:-1]] == [trial["learning_rate"], trial["validation"]]
+        assert ("chosen" if trial["chosen"] else trial["error"] or "not chosen") in row[-1]["text"]
+    checkpoints = by_head["Line", "Last, %reported", "Best on validation, %", "Steps of the best"]
+    kept = [row["checkpoint"] for row in results["rows"] if row["checkpoint"]]
+    for row, checkpoint in zip(checkpoints, kept, strict=True):
+        assert [as_number(cell) for cell in row[1:3]] == [checkpoint["last"]["mean"], checkpoint["best"]["mean"]]
+    curves = by_head[("Line", *(f"k = {2**power}" for power in range(7)))]
+    ranked = [row["scores"] for row in PageView(results).ranked if row["scores"]]
+    for row, scores in zip(curves, ranked, strict=True):
+        assert [as_number(cell) for cell in row[1:]] == list(scores["arithmetic/pass_at_k"]["pass_at_k"].values())
+
+
 def test_figures_draw_the_results(results, rendered):
     data, rows = rendered.data, results["rows"]
     for bar in data["forest"]:

@@ -96,9 +96,10 @@ def learning_curves(results: Results, quantity: str, axis: str) -> dict[str, Ban
     """Each line's `quantity` against `axis`, in the order of the rows, without the lines that logged neither.
 
     Each seed is smoothed with a trailing mean over a twentieth of its logged steps (validation is not: it is a mean
-    already), and read on one grid that ends with the shortest seed. Steps that did not log the value are left out.
+    already), and read on one grid that ends with the shortest seed. Steps that did not log the value are left out, and
+    so are unfinished runs where the line has finished ones: they would end the curve of all.
     """
-    drawn = {row["name"]: _band(results["curves"].get(row["name"], ()), quantity, axis) for row in results["rows"]}
+    drawn = {row["name"]: _band(_seeds_of(results, row["name"]), quantity, axis) for row in results["rows"]}
     return {name: band for name, band in drawn.items() if band is not None}
 
 
@@ -196,6 +197,16 @@ def spread_labels(places: Sequence[float], gap: float, low: float, high: float) 
     found = np.empty(len(places))
     found[order] = np.clip(fitted, low, high - offsets[-1]) + offsets
     return found.tolist()
+
+
+def _seeds_of(results: Results, name: str) -> list[dict[str, Any]]:
+    finished = {
+        run["seed"]
+        for run in results["runs"]
+        if run["line"] == name and run["role"] == "final" and run["status"] == "finished"
+    }
+    curves = results["curves"].get(name, [])
+    return [curve for curve in curves if curve["seed"] in finished] or curves
 
 
 def _band(seeds: Sequence[dict[str, Any]], quantity: str, axis: str) -> Band | None:
