@@ -26,7 +26,7 @@ def train(tmp_path, tokenizer, dataset, **options):
 
 def test_a_suite_is_run_logged_and_stored_and_training_does_not_notice(tmp_path, tokenizer, dataset):
     plain = train(tmp_path / "plain", tokenizer, dataset)
-    trainer = train(tmp_path / "suite", tokenizer, dataset, **SUITE)
+    trainer = train(tmp_path / "suite", tokenizer, dataset, chat_template_kwargs={"enable_thinking": False}, **SUITE)
     assert losses(trainer) == losses(plain)
     assert weights_fingerprint(trainer.model) == weights_fingerprint(plain.model)
     logged = {
@@ -39,6 +39,7 @@ def test_a_suite_is_run_logged_and_stored_and_training_does_not_notice(tmp_path,
     manifests = [json.loads((folder / "arithmetic" / "manifest.json").read_text()) for folder in folders]
     models = {manifest["settings"]["engine"]["model"] for manifest in manifests}
     assert len(models) == 3
+    assert all(m["settings"]["engine"]["chat_template_kwargs"] == {"enable_thinking": False} for m in manifests)
     assert trainer.model.training
 
 

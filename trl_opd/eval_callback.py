@@ -12,6 +12,7 @@ from trl.models import unwrap_model_for_generation
 from trl_opd.compat import synced_engine
 from trl_opd.errors import UserError
 from trl_opd.evals.benchmark import Benchmark
+from trl_opd.evals.engines import EngineOptions
 from trl_opd.evals.live_model import LiveEngine
 from trl_opd.evals.live_vllm import LiveVLLMEngine
 from trl_opd.evals.rows import load_rows
@@ -121,9 +122,10 @@ class EvalSuiteCallback(TrainerCallback):
     def _engine(self, model: Any) -> LiveEngine | LiveVLLMEngine:
         trainer = self.trainer
         name = f"{trainer.args.output_dir} at step {trainer.state.global_step}"
+        options = EngineOptions(chat_template_kwargs=trainer.args.chat_template_kwargs or {})  # as in training
         if self.uses_vllm:
-            return LiveVLLMEngine(trainer.vllm_generation.llm, model, trainer.processing_class, name)
-        return LiveEngine(model, trainer.processing_class, name)
+            return LiveVLLMEngine(trainer.vllm_generation.llm, model, trainer.processing_class, name, options)
+        return LiveEngine(model, trainer.processing_class, name, options)
 
     def _evaluate(self, engine: Any, args: Any, step: int) -> list[Summary]:
         folder = Path(args.output_dir) / FOLDER / f"step-{step}-{engine.local.fingerprint[:8]}"

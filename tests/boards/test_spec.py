@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from trl_opd.boards.commands import eval_arguments
 from trl_opd.boards.spec import load_spec
 from trl_opd.errors import UserError
 
@@ -181,3 +182,12 @@ def test_missing_and_broken_files(tmp_path):
 )
 def test_the_boards_of_the_repository_load(path):
     assert load_spec(path).name == path.stem
+
+
+def test_template_variables_reach_the_evaluation_and_change_nothing_where_there_are_none(write_spec):
+    thinking = {"benchmark": "aime2025", "purpose": "secondary", "chat_template_kwargs": {"enable_thinking": False}}
+    spec = load_spec(write_spec(evaluation=[ARITHMETIC, thinking]))
+    plain, asked = (eval_arguments(spec, entry, "model", Path("out")) for entry in spec.evaluation)
+    assert asked[asked.index("--chat_template_kwargs") + 1] == '{"enable_thinking": false}'
+    assert "chat_template_kwargs" not in spec.evaluation[0].settings()
+    assert "--chat_template_kwargs" not in plain

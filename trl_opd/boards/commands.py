@@ -1,5 +1,6 @@
 """The command lines of a board's runs: what the board itself sets, and how it is written."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -71,5 +72,7 @@ def _written(options: dict[str, Any]) -> list[str]:
     return parts
 
 
-def _shown(value: str | int | float | bool) -> str:
+def _shown(value: str | int | float | bool | dict) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

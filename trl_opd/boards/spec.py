@@ -126,10 +126,20 @@ class EvaluationSpec(ValidationSpec):
             Sampling seed, the same for all models.
         purpose (`str`):
             `primary` (what the board compares by, exactly one), `secondary`, `pass_at_k` or `forgetting`.
+        chat_template_kwargs (`dict`, *optional*):
+            Variables for the chat template, such as `enable_thinking: false`; validation has those of the training.
     """
 
     seed: int = 0
     purpose: str = "primary"
+    chat_template_kwargs: dict[str, Scalar] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        """As its base has it."""
+        found = super().settings()
+        if self.chat_template_kwargs is None:
+            del found["chat_template_kwargs"]
+        return found
 
 
 @dataclass(frozen=True)
