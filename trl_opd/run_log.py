@@ -8,6 +8,8 @@ import json
 import os
 import platform
 import resource
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -143,7 +145,15 @@ class RunBooks:
             kept = [row for row in _whole_rows(self.path / name) if row["step"] <= resumed_step]
             if name == LOG or (self.path / name).exists():
                 (self.path / name).write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self.write(status="running", versions=versions(), command=command(), hardware=hardware(), error=None)
+        self.write(
+            status="running",
+            versions=versions(),
+            commit=commit(),
+            command=command(),
+            hardware=hardware(),
+            gpus=gpus(),
+            error=None,
+        )
 
     def _not_writable(self, error: OSError) -> UserError:
         return UserError(f"The output folder {self.path} cannot be written ({error.strerror}); choose another.")
@@ -228,6 +238,24 @@ def hardware() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{platform.machine()} CPU, {torch.get_num_threads()} thread(s)"
+
+
+def gpus() -> int:
+    """Accelerators that the run's processes train on, one each; those of a server are not among them."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if torch.cuda.is_available() else 0
+
+
+def commit() -> str | None:
+    """Commit of the code, with `-dirty` where files differ from it; None where it is not a checkout with git."""
+    folder = Path(__file__).parents[1]
+    if not (folder / ".git").exists() or shutil.which("git") is None:
+        return None
+    described = subprocess.run(
+        ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"],
+        capture_output=True,
+        text=True,
+    )
+    return described.stdout.strip() or None
 
 
 def peak_memory_bytes() -> int:

@@ -134,7 +134,7 @@ def evaluate(arguments: argparse.Namespace, folder: Path) -> int:
             generations.write(json.dumps(text) + "\n")
         with judged.open("a") as verdicts:
             verdicts.write(json.dumps(verdict) + "\n")
-    write(folder / "summary.json", {"metrics": {"accuracy": skill, "truncated_rate": 0.01}})
+    write(folder / "summary.json", {"metrics": {"problems": problems, "accuracy": skill, "truncated_rate": 0.01}})
     return 0
 
 

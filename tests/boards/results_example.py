@@ -54,6 +54,8 @@ def make_results(seeds: tuple[int, ...] = (0, 1, 2)) -> Results:
             "problems": PROBLEMS,
             "answers": ANSWERS,
             "smallest_detectable": 0.061,
+            "comparisons": 6,
+            "smallest_detectable_holm": 0.083,
             "assumed": {"seed": 0.012, "problem": 0.11, "residual": 0.13, "decoding": 0.36},
             "assumed_from": "the board's own finished runs",
         },
@@ -71,6 +73,7 @@ def make_results(seeds: tuple[int, ...] = (0, 1, 2)) -> Results:
             if kind != "base" and truth is not None
         },
         "problems": {ARITHMETIC: _problems(rng, abilities)},
+        "files": {"trials.json": "ef" * 32},
         "warnings": [
             "1 of 8 lines has no finished run: srpo.",
             "arithmetic is uncalibrated: no published score was reproduced with this harness.",
@@ -163,6 +166,7 @@ def _difference(value: float, scope: str, corrected: bool) -> dict[str, Any]:
         "high": value + half,
         "scope": scope,
         "p": p,
+        "p_tail": p,
         "p_holm": p_holm if corrected else None,
         "p_runs": p,
         "p_runs_holm": p_holm if corrected else None,

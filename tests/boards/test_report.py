@@ -1,28 +1,48 @@
-"""Results, table and page from stored runs alone."""
+"""From the folders of runs to records, and from records alone to results, table and page."""
 
-import html.parser
+import gzip
 import json
 import shutil
+import socket
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.boards.conftest import spec_in
-from tests.boards.fake_trl_opd import HOSTILE
-from trl_opd.boards.collect import collect
-from trl_opd.boards.page_format1 import render_page
-from trl_opd.boards.report import build_results, write_report
+from tests.boards.results_example import shape_errors
+from trl_opd.boards import figures
+from trl_opd.boards.archive import read_record, records_folder, scrubbed
+from trl_opd.boards.collect import collect, publish
+from trl_opd.boards.page import render_page
+from trl_opd.boards.report import write_report
+from trl_opd.boards.results import build_results
 from trl_opd.boards.runner import run_board
-from trl_opd.boards.runs import plan_runs
+from trl_opd.boards.schema import Results
 from trl_opd.boards.spec import load_spec
+from trl_opd.boards.table import render_table
 from trl_opd.cli.board import main
 from trl_opd.errors import UserError
+from trl_opd.evals.metrics import pass_at_k
+
+SUITE = [
+    {"benchmark": "arithmetic", "n": 2, "limit": 12},
+    {"benchmark": "arithmetic", "n": 8, "limit": 6, "purpose": "pass_at_k"},
+    {"benchmark": "arithmetic_reading", "n": 1, "limit": 12, "purpose": "forgetting"},
+]
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    monkeypatch.setattr(figures, "DPI", 20)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, launcher):
     """A finished board; the tests work on copies of it."""
     folder = tmp_path_factory.mktemp("finished")
-    assert run_board(load_spec(spec_in(folder)), launcher) == 0
+    assert run_board(load_spec(spec_in(folder, evaluation=SUITE)), launcher) == 0
     return folder
 
 
@@ -32,46 +52,89 @@ def spec(finished, tmp_path):
     return load_spec(tmp_path / "boards" / "small.yaml")
 
 
+def results_of(spec) -> Results:
+    publish(spec)
+    return build_results(spec, collect(spec))
+
+
 def rows_of(spec) -> dict:
-    return {row["name"]: row for row in build_results(spec, collect(plan_runs(spec)))["rows"]}
+    return {row["name"]: row for row in results_of(spec)["rows"]}
 
 
-class Page(html.parser.HTMLParser):
-    """Elements and attributes of a page as a browser would find them."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
+def edit_log(spec, run: str, edit) -> None:
+    path = spec.runs_folder / run / "train" / "log.jsonl"
+    rows = [edit(json.loads(line)) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_results_hold_every_line_with_its_statistics(spec):
-    rows = rows_of(spec)
+def test_results_have_the_shape_and_every_line(spec):
+    results = results_of(spec)
+    assert shape_errors(Results, json.loads(json.dumps(results, allow_nan=False))) == []
+    rows = {row["name"]: row for row in results["rows"]}
     assert list(rows) == ["base", "grpo", "opd", "opsd"]
-    assert rows["grpo"]["difference"] is None
-    assert rows["opd"]["difference"]["value"] == pytest.approx(
-        rows["opd"]["accuracy"]["mean"] - rows["grpo"]["accuracy"]["mean"]
+    score = rows["opd"]["scores"]["arithmetic"]
+    assert rows["grpo"]["scores"]["arithmetic"]["difference"] is None
+    assert score["difference"]["value"] == pytest.approx(
+        score["accuracy"]["mean"] - rows["grpo"]["scores"]["arithmetic"]["accuracy"]["mean"]
     )
-    assert rows["opd"]["cost"]["generated_tokens"] == 30 * 4096
-    assert rows["base"]["difference"]["p_holm"] is None
-    assert rows["opd"]["difference"]["p_holm"] >= rows["opd"]["difference"]["p"]
+    assert rows["base"]["scores"]["arithmetic"]["difference"]["p_holm"] is None
+    assert score["difference"]["p_holm"] >= score["difference"]["p_tail"] >= score["difference"]["p"]
+    assert rows["opd"]["training"]["generated_tokens"] == 30 * 4096
+    assert rows["opd"]["training"]["gpu_hours"] is None
+
+
+def test_pass_at_k_majority_and_forgetting_are_of_their_benchmarks(spec):
+    results = results_of(spec)
+    assert [entry["key"] for entry in results["suite"]] == ["arithmetic", "arithmetic/pass_at_k", "arithmetic_reading"]
+    assert results["suite"][1]["ks"] == [1, 2, 4, 8]
+    row = next(row for row in results["rows"] if row["name"] == "opd")
+    stored = [read_record(spec, f"opd-seed{seed}").evaluation("arithmetic/pass_at_k", "last") for seed in (0, 1)]
+    expected = [pass_at_k(one.correct.sum(axis=1), 8, 4) for one in stored]
+    assert row["scores"]["arithmetic/pass_at_k"]["pass_at_k"]["4"] == pytest.approx(sum(expected) / 2)
+    assert row["scores"]["arithmetic"]["majority"]["k"] == 2
+    base = next(row for row in results["rows"] if row["kind"] == "base")
+    assert row["scores"]["arithmetic_reading"]["to_base"]["value"] == pytest.approx(
+        row["scores"]["arithmetic_reading"]["accuracy"]["mean"]
+        - base["scores"]["arithmetic_reading"]["accuracy"]["mean"]
+    )
+    table = render_table(results)
+    assert "arithmetic, pass@8, %" in table
+    assert "Forgetting: arithmetic\\_reading against the base, points" in table
+
+
+def test_gpu_hours_count_every_gpu(spec):
+    for seed in (0, 1):
+        path = spec.runs_folder / f"opd-seed{seed}" / "train" / "run.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"gpus": 4, "seconds": 1800.0}))
+    assert rows_of(spec)["opd"]["training"]["gpu_hours"] == pytest.approx(2.0)
+
+
+def test_signs_of_trouble_are_sentences_of_the_row(spec):
+    for seed in (0, 1):
+        edit_log(
+            spec,
+            f"grpo-seed{seed}",
+            lambda row: row | {"frac_reward_zero_std": 0.4, "signal/pg_fraction": 1.0, "signal/active_fraction": 0.01},
+        )
+    rows = rows_of(spec)
+    assert any("40% of the groups" in warning for warning in rows["grpo"]["warnings"])
+    assert any(warning.startswith("2 of 2 runs: At the end only 1.0%") for warning in rows["grpo"]["warnings"])
+    assert rows["grpo"]["training"]["zero_variance"] == pytest.approx(0.4)
+    assert rows["opd"]["warnings"] != rows["grpo"]["warnings"]
 
 
 def test_report_stands_alone_and_shows_what_is_missing(spec, capsys):
-    shutil.rmtree(spec.runs_folder / "opd-seed1")
-    shutil.rmtree(spec.runs_folder / "opsd-seed0")
-    shutil.rmtree(spec.runs_folder / "opsd-seed1")
+    for name in ("opd-seed1", "opsd-seed0", "opsd-seed1"):
+        shutil.rmtree(spec.runs_folder / name)
     assert main(["report", str(spec.path)]) == 0
     results = json.loads((spec.folder / "results.json").read_text())
     rows = {row["name"]: row for row in results["rows"]}
-    assert (rows["opd"]["finished"], rows["opd"]["planned"], rows["opd"]["accuracy"]["low"]) == (1, 2, None)
-    assert rows["opsd"]["accuracy"] is None
+    assert (rows["opd"]["finished"], rows["opd"]["planned"]) == (1, 2)
+    assert rows["opd"]["scores"]["arithmetic"]["accuracy"]["scope"] == "runs"
+    assert rows["opsd"]["scores"] == {}
     table = (spec.folder / "table.md").read_text()
     assert "| opd |" in table
-    assert "no interval: one seed" in table
+    assert "in these runs" in table
     assert "- opsd-seed1: missing" in table
     page = (spec.folder / "board.html").read_text()
     assert "3 of 7 runs are not in the numbers" in page
@@ -93,87 +156,146 @@ def test_failed_run_is_a_row_of_the_page(write_spec, launcher):
     spec = load_spec(write_spec(methods=methods))
     assert main(["run", str(spec.path)], launcher) == 1
     page = (spec.folder / "board.html").read_text()
-    assert "failed in train: RuntimeError: the loss is &lt;nan&gt; at step 7" in page
+    assert "RuntimeError: the loss is &lt;nan&gt; at step 7" in page
     assert (
         "- opd-seed0: failed in train: RuntimeError: the loss is \\<nan\\> at step 7"
         in (spec.folder / "table.md").read_text()
     )
 
 
-def test_page_is_inert_and_asks_for_nothing(spec):
-    text = write_report(spec)["page"].read_text()
-    assert HOSTILE not in text
-    assert "&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt; {{ 7 * 7 }} &lt;b&gt;&amp;amp;" in text
-    assert "A &lt;small&gt; board" in text
-    elements = Page(text).elements
-    assert [tag for tag, _ in elements].count("script") == 1
-    assert not {tag for tag, _ in elements} & {"img", "iframe", "object", "embed", "b", "small board"}
-    for tag, attributes in elements:
-        assert not any(name.startswith("on") or name in ("src", "style") for name in attributes), (tag, attributes)
-        target = attributes.get("href", "#")
-        assert target.startswith(("#", "data:,"))
-    policy = next(attributes["content"] for tag, attributes in elements if "http-equiv" in attributes)
-    assert policy.startswith("default-src 'none'")
-    assert "unsafe" not in policy
+def test_records_alone_give_the_same_report(spec):
+    """`runs/` may be gone, and the working folder another: the same bytes, but for the time."""
+    first = write_report(spec)
+    results = json.loads(first["results"].read_text())
+    before = {path: path.read_bytes() for path in spec.folder.rglob("*") if path.is_file()}
+    shutil.rmtree(spec.runs_folder)
+    write_report(load_spec(spec.path))
+    again = json.loads(first["results"].read_text())
+    assert again | {"made": ""} == results | {"made": ""}
+    for path, content in before.items():
+        if not path.is_relative_to(spec.runs_folder) and path.name not in ("results.json", "board.html"):
+            assert path.read_bytes() == content, path
+    assert render_page(again) == first["page"].read_text()
 
 
-def test_hostile_names_and_errors_are_escaped_everywhere(spec):
-    results = build_results(spec, collect(plan_runs(spec)))
-
-    def poison(value, key=""):
-        if isinstance(value, dict):
-            return {name: poison(one, name) for name, one in value.items()}
-        if isinstance(value, list):
-            return [poison(one, key) for one in value]
-        harmless = ("name", "line", "baseline", "status", "verdict", "made")  # names the code itself compares
-        return HOSTILE if isinstance(value, str) and key not in harmless else value
-
-    poisoned = poison(results)
-    poisoned["runs"][1] |= {"status": "failed", "stage": "train", "error": HOSTILE}
-    text = render_page(poisoned)
-    assert HOSTILE not in text
-    assert "<img" not in text
-    assert text.count("</script>") == 1
+def test_records_name_no_machine_and_hold_no_weights(spec, tmp_path):
+    publish(spec)
+    for path in records_folder(spec).rglob("*"):
+        if path.is_file():
+            content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            assert str(tmp_path).encode() not in content, path
+            assert path.stat().st_size < 20_000
 
 
-def test_every_run_has_its_provenance(spec):
-    text = write_report(spec)["page"].read_text()
-    for run in plan_runs(spec):
-        assert f'id="run-{run.name}"' in text
-    assert text.count("trl-opd eval --model") == 7
-    assert "learning_rate=0.0003" in text
-    assert "torch=2.13.0" in text
+def test_paths_and_hosts_are_taken_out(monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "node-17")
+    told = {
+        "error": f"No space left: {Path.cwd()}/out/a.bin on node-17",
+        "command": ["/usr/lib/python3/site/x.py", "--template", "{sections}Again:\n{prompt}"],
+        "source": "https://huggingface.co/papers/2402.03300",
+        "ratio": 1 / 2,
+    }
+    assert scrubbed(told) == {
+        "error": "No space left: out/a.bin on <host>",
+        "command": ["<path>/x.py", "--template", "{sections}Again:\n{prompt}"],
+        "source": "https://huggingface.co/papers/2402.03300",
+        "ratio": 0.5,
+    }
 
 
-def test_page_is_made_from_the_results_alone(spec):
-    paths = write_report(spec)
-    assert render_page(json.loads(paths["results"].read_text())) == paths["page"].read_text()
+def test_a_finished_record_stands_until_a_finished_run_takes_its_place(spec):
+    publish(spec)
+    folder = spec.runs_folder / "opd-seed0"
+    shutil.rmtree(folder)
+    (folder / "train").mkdir(parents=True)
+    (folder / "state.json").write_text(json.dumps({"status": "failed", "stage": "train", "error": "again"}))
+    assert rows_of(spec)["opd"]["finished"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"budget": {"unit": "steps", "value": 31}}, "made with other settings (budget): it is kept apart"),
+        ({"methods": "recipe"}, "made with other settings (overrides): it is kept apart"),
+    ],
+)
+def test_records_of_another_spec_are_kept_apart(spec, changes, words):
+    publish(spec)
+    shutil.rmtree(spec.runs_folder)
+    raw = yaml.safe_load(spec.path.read_text())
+    if changes.get("methods"):
+        changes = {"methods": [one | {"overrides": {"learning_rate": 0.5}} for one in raw["methods"]]}
+    spec.path.write_text(yaml.safe_dump(raw | changes))
+    changed = load_spec(spec.path)
+    results = build_results(changed, collect(changed))
+    assert [row["finished"] for row in results["rows"]] == [1, 0, 0, 0]
+    assert {run["status"] for run in results["runs"] if run["role"] == "final"} == {"missing"}
+    assert any(words in warning for warning in results["warnings"])
+    assert (records_folder(spec) / "grpo-seed0").is_dir()
+
+
+def test_evaluations_with_other_settings_are_no_part_of_the_board(spec):
+    publish(spec)
+    shutil.rmtree(spec.runs_folder)
+    changed = replace(spec, evaluation=[replace(spec.evaluation[0], limit=10), *spec.evaluation[1:]])
+    results = build_results(changed, collect(changed))
+    assert {run["status"] for run in results["runs"]} == {"unfinished"}
+    assert all("arithmetic" not in row["scores"] for row in results["rows"])
+
+
+def test_runs_on_other_rows_are_kept_apart(spec):
+    publish(spec)
+    shutil.rmtree(spec.runs_folder)
+    path = records_folder(spec) / "opd-seed1" / "record.json"
+    stored = json.loads(path.read_text())
+    stored["identity"]["rows"]["sha256"] = "of other rows"
+    path.write_text(json.dumps(stored))
+    results = build_results(spec, collect(spec))
+    assert next(row for row in results["rows"] if row["name"] == "opd")["finished"] == 1
+    assert any("opd-seed1 was made with other settings (rows)" in warning for warning in results["warnings"])
 
 
 def test_damaged_verdicts_are_an_error_not_a_smaller_board(spec):
     verdicts = next((spec.runs_folder / "grpo-seed0").rglob("verdicts/*/*.jsonl"))
     verdicts.write_text("".join(verdicts.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match="do not fill"):
-        collect(plan_runs(spec))
+        publish(spec)
 
 
 def test_evaluation_on_other_data_is_kept_out_of_the_statistics(spec):
-    manifest = next((spec.runs_folder / "opd-seed1").rglob("manifest.json"))
+    manifest = next((spec.runs_folder / "opd-seed1").glob("evaluations/arithmetic-*/*/manifest.json"))
     stored = json.loads(manifest.read_text())
     stored["settings"]["data"] = "other"
     manifest.write_text(json.dumps(stored))
-    records = {record.run.name: record for record in collect(plan_runs(spec))}
-    assert records["opd-seed1"].not_comparable == "evaluated with another data than most runs"
-    assert rows_of(spec)["opd"]["finished"] == 1
-    assert "evaluated with another data" in write_report(spec)["page"].read_text()
+    results = results_of(spec)
+    run = next(run for run in results["runs"] if run["name"] == "opd-seed1")
+    assert "evaluated with another data than most runs" in run["not_comparable"]
+    assert "evaluated with another data" in render_table(results)
 
 
 def test_steps_logged_again_after_a_resume_count_once(spec):
     log = spec.runs_folder / "grpo-seed0" / "train" / "log.jsonl"
     again = json.dumps({"step": 30, "generated_tokens": 1, "seconds": 1.0, "reward": float("nan"), "loss": 0.0})
     log.write_text(log.read_text() + again + "\n" + '{"step": 31, "gen')
-    results = build_results(spec, collect(plan_runs(spec)))
+    results = results_of(spec)
     curve = next(one for one in results["curves"]["grpo"] if one["seed"] == 0)
     assert curve["step"] == list(range(1, 31))
     assert curve["reward"][-1] is None
-    assert "NaN" not in write_report(spec)["results"].read_text()
+
+
+def test_one_seed_says_so(spec):
+    one = replace(spec, seeds=[0])
+    results = results_of(one)
+    row = next(row for row in results["rows"] if row["name"] == "opd")
+    difference = row["scores"]["arithmetic"]["difference"]
+    assert difference["scope"] == "runs"
+    assert difference["verdict"].endswith("in these runs")
+    assert results["design"]["smallest_detectable"] is None
+    assert "about these runs" in render_table(results)
+    assert any("opd-seed1" in warning and "kept apart" in warning for warning in collect_twice(one, spec))
+
+
+def collect_twice(one, spec) -> list[str]:
+    """What a board of one seed says of the records that the full board made."""
+    publish(spec)
+    return collect(one).apart

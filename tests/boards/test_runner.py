@@ -20,8 +20,8 @@ from rich.text import Text
 from tests.boards.conftest import spec_in
 from trl_opd.boards import runner
 from trl_opd.boards.attempts import attempts_of
-from trl_opd.boards.collect import collect
-from trl_opd.boards.report import build_results
+from trl_opd.boards.collect import collect, publish
+from trl_opd.boards.results import build_results
 from trl_opd.boards.runner import last_words, run_board
 from trl_opd.boards.runs import FAILED, FINISHED, MISSING, plan_runs, status_of
 from trl_opd.boards.spec import load_spec
@@ -65,7 +65,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 def table_of(spec) -> str:
     """The board's table without its date."""
-    return re.sub(r"\d{4}-\d{2}-\d{2}\S*", "", render_table(build_results(spec, collect(plan_runs(spec)))))
+    publish(spec)
+    return re.sub(r"\d{4}-\d{2}-\d{2}\S*", "", render_table(build_results(spec, collect(spec))))
 
 
 def starts(folder: Path) -> dict[str, int]:

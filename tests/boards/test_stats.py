@@ -1,10 +1,13 @@
-"""Closed forms, and a simulation of whole boards in which the truth is known."""
+"""Closed forms, and simulations of whole boards in which the truth is known."""
 
 import numpy as np
 import pytest
 from scipy import stats as reference
 
-from trl_opd.boards.stats import NO_INTERVAL, NOT_DISTINGUISHABLE, Arm, accuracy, difference, holm, sign_flip_p
+from tests.boards.coverage import SETTINGS, coverage, family_claims, hierarchical_bootstrap, normal, this_one
+from trl_opd.boards.contrast import SMALLEST_P, Arm, contrast
+from trl_opd.boards.schema import METHODS, RUNS
+from trl_opd.boards.stats import NOT_DISTINGUISHABLE, Difference, accuracy, corrected, difference, holm
 from trl_opd.errors import UserError
 
 
@@ -22,21 +25,31 @@ def test_standard_errors_match_closed_forms():
     assert result.errors.seeds == pytest.approx(np.std([3 / 6, 5 / 6], ddof=1) / np.sqrt(2))
 
 
-def test_one_answer_or_one_seed_leaves_that_error_open():
+def test_one_answer_leaves_decoding_open():
+    assert accuracy(random_arm(np.random.default_rng(0), 3, 20, 1)).errors.decoding is None
+
+
+def test_one_seed_speaks_of_its_runs_alone():
+    """The interval is then the paired t interval over problems, and every word of it says so."""
     rng = np.random.default_rng(0)
-    assert accuracy(random_arm(rng, 3, 20, 1)).errors.decoding is None
-    one_seed = accuracy(random_arm(rng, 1, 20, 2))
-    assert (one_seed.errors.seeds, one_seed.low, one_seed.high) == (None, None, None)
-    result = difference(random_arm(rng, 1, 20, 2), random_arm(rng, 3, 20, 2))
-    assert (result.low, result.p, result.verdict) == (None, None, NO_INTERVAL)
+    one, three = random_arm(rng, 1, 20, 2), random_arm(rng, 3, 20, 2)
+    assert (accuracy(one).errors.seeds, accuracy(one).scope) == (None, RUNS)
+    result = difference(one, three)
+    paired = reference.ttest_rel(one.by_problem, three.by_problem)
+    expected = paired.confidence_interval(0.95)
+    assert (result.low, result.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert result.p == pytest.approx(paired.pvalue)
+    assert (result.scope, result.verdict) == (RUNS, f"{NOT_DISTINGUISHABLE} in these runs")
+    sure = Difference(value=0.2, low=0.1, high=0.3, scope=RUNS, p=0.001, p_tail=0.001, p_runs=0.001)
+    assert sure.verdict == "better in these runs"
 
 
 def test_untrained_model_has_the_t_interval_over_problems():
     arm = random_arm(np.random.default_rng(1), 1, 30, 4)
-    untrained = Arm(arm.correct, trained=False)
+    untrained = accuracy(Arm(arm.correct, trained=False))
     expected = reference.ttest_1samp(arm.by_problem, 0).confidence_interval(0.95)
-    assert accuracy(untrained).low == pytest.approx(expected.low)
-    assert accuracy(untrained).high == pytest.approx(expected.high)
+    assert (untrained.low, untrained.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert untrained.scope == METHODS
 
 
 def test_problems_without_spread_leave_welchs_interval_over_seeds():
@@ -49,7 +62,16 @@ def test_problems_without_spread_leave_welchs_interval_over_seeds():
     welch = reference.ttest_ind(np.array(ours) / 10, np.array(baseline) / 10, equal_var=False)
     expected = welch.confidence_interval(0.95)
     assert (result.low, result.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
-    assert result.p == pytest.approx(welch.pvalue, rel=1e-6)
+    assert result.p == pytest.approx(welch.pvalue)
+
+
+def test_seeds_without_spread_leave_the_paired_interval_over_problems():
+    rng = np.random.default_rng(2)
+    ours, baseline = (np.repeat(random_arm(rng, 1, 25, 4).correct, 3, axis=0) for _ in range(2))
+    found = contrast((1, Arm(ours)), (-1, Arm(baseline)))
+    assert found.seeds_variance == pytest.approx(0, abs=1e-20)
+    paired = reference.ttest_rel(ours[0].mean(axis=1), baseline[0].mean(axis=1))
+    assert found.p_value() == pytest.approx(paired.pvalue)
 
 
 def test_difference_is_paired_by_problem():
@@ -59,7 +81,7 @@ def test_difference_is_paired_by_problem():
     lower[:, :, 0] = False
     result = difference(Arm(base, trained=False), Arm(lower, trained=False))
     assert (result.value, result.low, result.high) == (pytest.approx(0.1),) * 3
-    assert result.verdict == "better"
+    assert (result.verdict, result.p) == ("better", pytest.approx(SMALLEST_P, rel=10))
     assert difference(Arm(lower, trained=False), Arm(base, trained=False)).verdict == "worse"
 
 
@@ -76,7 +98,18 @@ def test_p_and_interval_agree():
     for _ in range(20):
         result = difference(random_arm(rng, 3, 15, 2), random_arm(rng, 3, 15, 2))
         assert (result.p < 0.05) == (not result.low <= 0 <= result.high)
-        assert (result.verdict == NOT_DISTINGUISHABLE) == (result.low <= 0 <= result.high)
+
+
+def test_the_verdict_is_holms():
+    """Two of three lines would be told apart alone; after the correction for three, one is."""
+    family = {
+        name: Difference(value=0.1, low=0.01, high=0.19, scope=METHODS, p=p, p_tail=p, p_runs=p)
+        for name, p in (("a", 0.01), ("b", 0.03), ("c", 0.6))
+    }
+    assert [one.verdict for one in family.values()] == ["better", "better", NOT_DISTINGUISHABLE]
+    found = corrected(family)
+    assert [found[name].p_holm for name in "abc"] == pytest.approx([0.03, 0.06, 0.6])
+    assert [found[name].verdict for name in "abc"] == ["better", NOT_DISTINGUISHABLE, NOT_DISTINGUISHABLE]
 
 
 def test_all_right_keeps_an_honest_interval():
@@ -90,11 +123,6 @@ def test_no_difference_on_any_problem_is_no_proof_of_equality():
     result = difference(wrong, wrong)
     assert (result.low, result.high) == pytest.approx((0.025 ** (1 / 6) - 1, 1 - 0.025 ** (1 / 6)))
     assert (result.p, result.verdict) == (1.0, NOT_DISTINGUISHABLE)
-
-
-def test_sign_flip_is_exact_for_few_problems():
-    assert sign_flip_p(np.array([0.5, 0.5, 1.0])) == pytest.approx(2 / 8)
-    assert sign_flip_p(np.zeros(6)) == 1.0
 
 
 def test_holm_matches_the_definition():
@@ -115,23 +143,24 @@ def test_other_number_of_problems_is_refused():
         difference(random_arm(rng, 2, 5, 1), random_arm(rng, 2, 6, 1))
 
 
-def simulated_arm(rng, abilities, seeds, answers, seed_spread) -> Arm:
-    """Logistic abilities with method x problem, seed and seed x problem effects."""
-    problems = len(abilities)
-    logits = abilities + rng.normal(0, 0.5, problems) + rng.normal(0, seed_spread, (seeds, 1))
-    logits = logits + rng.normal(0, 0.4, (seeds, problems))
-    return Arm(rng.random((seeds, problems, answers)) < 1 / (1 + np.exp(-logits))[:, :, None])
+@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "one method's seeds spread x 4"])
+def test_three_seeds_give_an_interval_that_holds_what_it_promises(name):
+    """Nominal 95 %, 1,000 boards; in all but one of the settings the methods are equal, so the rest are false claims.
+
+    One setting is left to the table in the docstring: with seeds that spread four times as far in one method, there
+    are two degrees of freedom and 93.5 %.
+    """
+    assert 0.93 <= coverage(SETTINGS[name], this_one, 1_000) <= 0.97
 
 
-@pytest.mark.parametrize(("seeds", "seed_spread"), [(2, 0.2), (3, 0.2), (3, 0.6), (5, 0.2)])
-def test_interval_holds_what_it_promises(seeds, seed_spread, monkeypatch):
-    """Equal methods, 1,000 boards: 0 is inside about 95 times of 100, so a false verdict comes in 6 % at most."""
-    monkeypatch.setattr("trl_opd.boards.stats.sign_flip_p", lambda differences, seed: 1.0)  # slow, and not tested here
-    monkeypatch.setattr("trl_opd.boards.stats._Contrast.p_value", lambda contrast: 1.0)
-    rng = np.random.default_rng(5)
-    inside = 0
-    for _ in range(1_000):
-        abilities = rng.normal(0, 1.5, 60)
-        ours, baseline = (simulated_arm(rng, abilities, seeds, 4, seed_spread) for _ in range(2))
-        inside += difference(ours, baseline).verdict == NOT_DISTINGUISHABLE
-    assert 940 <= inside <= (990 if seeds == 2 else 980)
+def test_bootstrap_and_normal_interval_hold_too_little_where_seeds_matter():
+    setting = SETTINGS["only seeds matter"]
+    assert coverage(setting, normal, 300) < 0.92
+    assert coverage(setting, hierarchical_bootstrap, 300) < 0.87
+
+
+def test_a_board_of_equal_methods_claims_a_difference_in_six_of_a_hundred_at_most():
+    """Six methods that share one baseline, 400 boards of which up to 6 % may hold any claim at all."""
+    setting = SETTINGS["as a usual board"]
+    claims = [min(holm(ps)) < 0.05 for ps in family_claims(setting, methods=6, count=400, seed=1)]
+    assert np.mean(claims) <= 0.06

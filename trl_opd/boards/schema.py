@@ -37,8 +37,8 @@ class Accuracy(TypedDict):
 class Difference(TypedDict):
     """A line's accuracy minus another's, paired by problem.
 
-    `p` belongs to the interval, `p_runs` to sign flips over problems; the adjusted ones are Holm's over the lines that
-    are compared with the baseline (null for the base and for differences to the base).
+    `p` belongs to the interval and `p_runs` to sign flips over problems; `p_tail` is what Holm's correction over the
+    lines reads, and the adjusted ones are null where there was no family: for the base and for differences to the base.
     `verdict`: "better", "worse" or "not distinguishable", followed by " in these runs" where `scope` is "runs".
     `distinguishable`: false where the page draws the line in grey.
     """
@@ -48,6 +48,7 @@ class Difference(TypedDict):
     high: float
     scope: Literal["methods", "runs"]
     p: float
+    p_tail: float
     p_holm: float | None
     p_runs: float
     p_runs_holm: float | None
@@ -84,7 +85,7 @@ class Training(TypedDict):
     gpu_hours: float | None  # seconds x devices; null without a GPU
     peak_memory_bytes: float | None
     steps: float | None
-    completion_length: float | None  # tokens, mean over the last tenth of the logged steps; so are the following
+    completion_length: float | None  # tokens, mean over the last fifth of the logged steps; so are the following
     truncated: float | None
     entropy: float | None
     active_fraction: float | None
@@ -217,6 +218,8 @@ class Design(TypedDict):
     problems: int | None
     answers: int | None
     smallest_detectable: float | None
+    comparisons: int  # lines that Holm's correction is over
+    smallest_detectable_holm: float | None  # the same at the level of its first step, 5 % / comparisons
     assumed: dict[str, float]  # the standard deviations that this rests on
     assumed_from: str  # in words: the board's own runs, or typical values
 
@@ -245,6 +248,7 @@ class Results(TypedDict):
     runs: list[RunResult]
     curves: dict[str, list[Curve]]
     problems: dict[str, Problems]
+    files: dict[str, str]  # path below records/, of what belongs to no run -> SHA-256
     warnings: list[str]
 
 

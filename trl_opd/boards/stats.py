@@ -1,86 +1,26 @@
 """Accuracies, their three uncertainties, and differences between methods on the same problems.
 
-Shapes: `correct` is `[S, N, K]`: S training seeds, N problems, K sampled answers to a problem.
+The interval is that of `trl_opd.boards.contrast`, which says what is paired and why it is no bootstrap. The verdict on
+a method is taken from the p of that interval after Holm's correction over the lines that are compared with the
+baseline: under equal methods, a board says "better" or "worse" of any of them in 5 % of the cases or fewer. So an
+interval, which is for its own line alone, may leave out 0 where the verdict is still "not distinguishable".
 
-**What is paired.** Problems are: every method answers the same N, so the difference is taken problem by problem and
-what makes a problem hard for everyone cancels. Seeds are not: seed 0 of one method and seed 0 of another share no more
-than seeds 0 and 1 do, so the seed variances of the two methods add, as in Welch's test.
-
-**The interval.** With accuracy = method + problem + seed + seed x problem + decoding, the difference has the variance
-
-    seeds     V_s = sum over both methods of  var_s(seed means) / S
-    problems  V_p = var_i(mean difference on problem i) / N  -  V_r     (not below 0)
-
-where V_r is the seed x problem and decoding part, which var_i and V_s both hold and which is therefore taken out once.
-The half-width adds the two squared half-widths, each with the quantile of its own degrees of freedom:
-
-    h^2 = t(df_s)^2 V_s + t(N - 1)^2 V_p,      df_s = Welch's, between S - 1 and 2 (S - 1)
-
-(Graybill and Wang 1980, https://doi.org/10.1080/01621459.1980.10477565; the square-and-add of Zou and Donner 2008,
-https://doi.org/10.1002/sim.3095.) Why this one, over simulated boards with two methods, logistic abilities, method x
-problem and seed x problem effects (`tests/boards/test_stats.py` holds the reduced simulation; nominal 95 %, range over
-seven settings of 2,000 boards each):
-
-    ====================================  =============  =============  =============
-    interval                                    2 seeds        3 seeds        5 seeds
-    ====================================  =============  =============  =============
-    this one                              96.3 - 98.5 %  93.7 - 97.3 %  95.2 - 96.5 %
-    V_s + V_p, Satterthwaite's df         93.6 - 98.1 %  93.0 - 98.6 %  94.7 - 98.1 %
-    V_s + V_p, normal quantile            78.5 - 95.5 %  83.8 - 96.4 %  90.8 - 96.0 %
-    ====================================  =============  =============  =============
-
-The lowest of each range has one method whose seeds spread four times as far as the other's. A bootstrap over two or
-three seeds behaves as the last line: it never sees more spread than the few seeds happened to show.
-
-One seed of a trained method says nothing about the next seed: there is then no interval, and the reason is given.
+One seed of a trained method says nothing about the next seed. Interval and verdict are then about these runs on other
+problems of the kind, and say so (`scope` "runs").
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
-from trl_opd.errors import UserError
+from trl_opd.boards.contrast import LEVEL, Arm, contrast
+from trl_opd.boards.schema import METHODS, RUNS
+from trl_opd.evals.compare import sign_flip_p
 
-LEVEL = 0.95
-NOT_DISTINGUISHABLE = "not distinguishable"
-NO_INTERVAL = "no interval: one seed"
-PERMUTATIONS = 9_999
-
-
-@dataclass(frozen=True)
-class Arm:
-    """The verdicts of one method.
-
-    Args:
-        correct (`np.ndarray`):
-            `[S, N, K]`, true where the answer was right.
-        trained (`bool`):
-            False for a model without a training seed, such as the untrained base: S is then 1 and the seed variance 0.
-    """
-
-    correct: np.ndarray
-    trained: bool = True
-
-    def __post_init__(self):
-        if self.correct.ndim != 3 or 0 in self.correct.shape:
-            raise UserError(
-                f"Verdicts must fill a table of seeds x problems x answers, but its shape is {self.correct.shape}."
-            )
-        if self.correct.shape[1] < 2:
-            raise UserError("One problem has no spread between problems: evaluate on at least two.")
-        assert self.trained or len(self.correct) == 1, "an untrained model has one row"
-
-    @property
-    def by_seed_and_problem(self) -> np.ndarray:
-        """Share of right answers, `[S, N]`."""
-        return self.correct.mean(axis=2)
-
-    @property
-    def by_problem(self) -> np.ndarray:
-        """Share of right answers over seeds and answers, `[N]`."""
-        return self.correct.mean(axis=(0, 2))
+BETTER, WORSE, NOT_DISTINGUISHABLE = "better", "worse", "not distinguishable"
+IN_THESE_RUNS = " in these runs"
 
 
 @dataclass(frozen=True)
@@ -99,62 +39,50 @@ class StandardErrors:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A mean accuracy with its 95 % interval over seeds and problems (None with one seed), cut to [0, 1]."""
+    """A mean accuracy with its 95 % interval, cut to [0, 1].
+
+    `scope`: "methods" where the interval is over seeds and problems, "runs" where one seed leaves it to problems.
+    """
 
     mean: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
+    scope: str
     errors: StandardErrors
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of a method minus that of the baseline, on the same problems.
+    """Accuracy of a method minus that of another, on the same problems.
 
-    `low`, `high`: 95 % interval over seeds and problems, cut to [-1, 1]; None with one seed.
-    `p`: the level at which that interval just touches 0; None with one seed.
+    `low`, `high`: 95 % interval over what `scope` says, cut to [-1, 1].
+    `p`: the level at which that interval just touches 0; `p_tail`: with the degrees of freedom of the tail.
     `p_runs`: sign-flip permutation over problems. It asks whether these trained runs differ on problems of this kind,
-    which says nothing about other seeds: the verdict is taken from the interval, never from it.
-    `p_holm`, `p_runs_holm`: after Holm's correction over the methods of the board.
-    `verdict`: "better", "worse", "not distinguishable" (the interval holds 0), or why there is none.
+    which says nothing about other seeds.
+    `p_holm`, `p_runs_holm`: `p_tail` and `p_runs` after Holm's correction over the lines of the board; None where there
+    was no family.
+    `verdict`: "better", "worse" or "not distinguishable", from `p_holm` where there is one; with the words "in these
+    runs" where the scope is "runs".
     """
 
     value: float
-    low: float | None
-    high: float | None
-    p: float | None
+    low: float
+    high: float
+    scope: str
+    p: float
+    p_tail: float
     p_runs: float
-    verdict: str
     p_holm: float | None = None
     p_runs_holm: float | None = None
 
+    @property
+    def distinguishable(self) -> bool:
+        return (self.p if self.p_holm is None else self.p_holm) < 1 - LEVEL
 
-@dataclass(frozen=True)
-class _Contrast:
-    """A signed sum of arms, with the two variances of the module docstring and their degrees of freedom."""
-
-    value: float
-    seeds_variance: float
-    seeds_df: float
-    problems_variance: float
-    problems_df: int
-
-    def half_width(self, level: float) -> float:
-        upper = 0.5 + level / 2
-        return float(
-            np.sqrt(
-                stats.t.ppf(upper, self.seeds_df) ** 2 * self.seeds_variance
-                + stats.t.ppf(upper, self.problems_df) ** 2 * self.problems_variance
-            )
-        )
-
-    def p_value(self) -> float:
-        if self.value == 0:
-            return 1.0
-        smallest = 1e-12
-        if self.half_width(1 - smallest) <= abs(self.value):
-            return smallest
-        return float(optimize.brentq(lambda p: self.half_width(1 - p) - abs(self.value), smallest, 1.0))
+    @property
+    def verdict(self) -> str:
+        words = NOT_DISTINGUISHABLE if not self.distinguishable else (BETTER if self.value > 0 else WORSE)
+        return words if self.scope == METHODS else words + IN_THESE_RUNS
 
 
 def accuracy(arm: Arm) -> Accuracy:
@@ -163,15 +91,14 @@ def accuracy(arm: Arm) -> Accuracy:
     Where every answer of every run is right (or wrong) all variances are 0; the interval is then the exact binomial
     one over problems.
     """
-    contrast = _contrast([(1, arm)])
+    found = contrast((1, arm))
     errors = StandardErrors(_decoding_error(arm), _problems_error(arm), _seeds_error(arm))
-    if arm.trained and len(arm.correct) < 2:
-        return Accuracy(contrast.value, None, None, errors)
-    if contrast.value in (0.0, 1.0):
+    scope = METHODS if arm.speaks_of_seeds else RUNS
+    if found.value in (0.0, 1.0):
         problems = arm.correct.shape[1]
-        return Accuracy(contrast.value, *_exact_interval(round(contrast.value * problems), problems), errors)
-    half = contrast.half_width(LEVEL)
-    return Accuracy(contrast.value, max(contrast.value - half, 0.0), min(contrast.value + half, 1.0), errors)
+        return Accuracy(found.value, *_exact_interval(round(found.value * problems), problems), scope, errors)
+    half = found.half_width()
+    return Accuracy(found.value, max(found.value - half, 0.0), min(found.value + half, 1.0), scope, errors)
 
 
 def difference(arm: Arm, baseline: Arm, seed: int = 0) -> Difference:
@@ -183,35 +110,30 @@ def difference(arm: Arm, baseline: Arm, seed: int = 0) -> Difference:
     Raises:
         UserError: if the two did not answer the same number of problems.
     """
-    if arm.correct.shape[1] != baseline.correct.shape[1]:
-        raise UserError(
-            f"A difference needs the same problems on both sides, but one has {arm.correct.shape[1]} and the other "
-            f"{baseline.correct.shape[1]}: evaluate both with the same settings."
-        )
-    contrast = _contrast([(1, arm), (-1, baseline)])
-    p_runs = sign_flip_p(arm.by_problem - baseline.by_problem, seed)
-    if any(one.trained and len(one.correct) < 2 for one in (arm, baseline)):
-        return Difference(contrast.value, None, None, None, p_runs, NO_INTERVAL)
-    half = contrast.half_width(LEVEL)
-    if half == 0 and contrast.value == 0:
+    of_runs = not (arm.speaks_of_seeds and baseline.speaks_of_seeds)
+    found = contrast((1, arm), (-1, baseline), fixed_runs=of_runs)
+    half = found.half_width()
+    if half == 0 and found.value == 0:
         half = _exact_interval(0, arm.correct.shape[1])[1]
-    low, high = contrast.value - half, contrast.value + half
-    verdict = NOT_DISTINGUISHABLE if low <= 0 <= high else ("better" if contrast.value > 0 else "worse")
-    return Difference(contrast.value, max(low, -1.0), min(high, 1.0), contrast.p_value(), p_runs, verdict)
-
-
-def sign_flip_p(differences: np.ndarray, seed: int = 0) -> float:
-    """Two-sided p that the per-problem `differences` `[N]` are symmetric around 0; exact for few problems."""
-    test = stats.permutation_test(
-        (differences,),
-        lambda values, axis: values.mean(axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=PERMUTATIONS,
-        batch=1_000,
-        rng=np.random.default_rng(seed),
+    return Difference(
+        value=found.value,
+        low=max(found.value - half, -1.0),
+        high=min(found.value + half, 1.0),
+        scope=RUNS if of_runs else METHODS,
+        p=found.p_value(),
+        p_tail=found.tail_p_value(),
+        p_runs=sign_flip_p(arm.by_problem - baseline.by_problem, seed),
     )
-    return float(test.pvalue)
+
+
+def corrected(family: Mapping[str, Difference]) -> dict[str, Difference]:
+    """The differences of all lines to one baseline, with Holm's correction over them."""
+    by_interval = holm([one.p_tail for one in family.values()])
+    by_runs = holm([one.p_runs for one in family.values()])
+    return {
+        name: replace(one, p_holm=p, p_runs_holm=p_runs)
+        for (name, one), p, p_runs in zip(family.items(), by_interval, by_runs, strict=True)
+    }
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -226,35 +148,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _exact_interval(hits: int, problems: int) -> tuple[float, float]:
     interval = stats.binomtest(hits, problems).proportion_ci(LEVEL, method="exact")
     return float(interval.low), float(interval.high)
-
-
-def _contrast(signed_arms: Sequence[tuple[int, Arm]]) -> _Contrast:
-    trained = [arm.by_seed_and_problem for _, arm in signed_arms if arm.trained and len(arm.correct) > 1]
-    seed_variances = [table.mean(axis=1).var(ddof=1) / len(table) for table in trained]
-    residuals = sum(_residual_variance(table) for table in trained)
-    per_problem = sum(sign * arm.by_problem for sign, arm in signed_arms)
-    problems = len(per_problem)
-    return _Contrast(
-        value=float(per_problem.mean()),
-        seeds_variance=float(sum(seed_variances)),
-        seeds_df=_welch_df(seed_variances, [len(table) - 1 for table in trained]),
-        problems_variance=float(max(per_problem.var(ddof=1) / problems - residuals, 0.0)),
-        problems_df=problems - 1,
-    )
-
-
-def _welch_df(variances: Sequence[float], dfs: Sequence[int]) -> float:
-    """Degrees of freedom of a sum of variances; where all are 0 (or there is none) the count plays no part."""
-    if not sum(variances):
-        return float(max(sum(dfs), 1))
-    return float(sum(variances) ** 2 / sum(v**2 / df for v, df in zip(variances, dfs, strict=True)))
-
-
-def _residual_variance(table: np.ndarray) -> float:
-    """Seed x problem and decoding part of the variance of the mean of `table` `[S, N]`."""
-    seeds, problems = table.shape
-    residuals = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
-    return float((residuals**2).sum() / ((seeds - 1) * (problems - 1)) / (seeds * problems))
 
 
 def _decoding_error(arm: Arm) -> float | None:

@@ -90,8 +90,8 @@ def compare(a: StoredRun, b: StoredRun, *, allow_other_data: bool = False) -> Co
     return Comparison(common, a_P, b_P, mean, interval, sign_flip_p(difference_P), left_out)
 
 
-def sign_flip_p(difference_P: NDArray) -> float:
-    """Two-sided p of "the sign of each problem's difference is a coin's", for the mean; seeded.
+def sign_flip_p(difference_P: NDArray, seed: int = 0) -> float:
+    """Two-sided p of "the sign of each problem's difference is a coin's", for the mean; `seed` draws the flips.
 
     Problems without a difference have no sign to flip and are left out, which changes no permutation's mean.
     """
@@ -106,7 +106,7 @@ def sign_flip_p(difference_P: NDArray) -> float:
         vectorized=True,
         n_resamples=PERMUTATIONS,
         batch=1_000,
-        rng=np.random.default_rng(0),
+        rng=np.random.default_rng(seed),
     )
     return float(result.pvalue)
 
