@@ -1,11 +1,15 @@
 """Launch settings, the local executor, and one job as a subprocess."""
 
+import dataclasses
+import multiprocessing
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.boards.test_runner import alive, wait_until
 from trl_opd.boards.launch import FolderBusy, Job, LaunchSpec, local, make_executor, process
 from trl_opd.errors import UserError
 
@@ -109,10 +113,7 @@ def test_job_that_ignores_the_time_limit_is_killed(monkeypatch, tmp_path):
     script = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
     job = job_in(tmp_path / "a", script, timeout_seconds=1.5)
     assert process.run_to_end(job) == process.TIMED_OUT
-    assert job.log.read_text().split("\n\n") == [
-        "\n$ trl-opd train\ndeaf\n",
-        "Stopped at the time limit of 0.025 minutes.\n",
-    ] or job.log.read_text().endswith("deaf\n\nStopped at the time limit of 0.025 minutes.\n")
+    assert job.log.read_text() == "\n$ trl-opd train\ndeaf\n\nStopped at the time limit of 0.025 minutes.\n"
 
 
 def test_job_lays_its_environment_over_the_machines(monkeypatch, tmp_path):
@@ -121,3 +122,37 @@ def test_job_lays_its_environment_over_the_machines(monkeypatch, tmp_path):
     job = job_in(tmp_path / "a", script, environment={"OMP_NUM_THREADS": "1"})
     assert process.run_to_end(job) == 0
     assert job.log.read_text().splitlines()[-1] == f"1 {tmp_path / 'a'}"
+
+
+def test_training_on_several_devices_is_a_process_for_each():
+    assert process.on_devices(("trl-opd", "train"), 1) == ("trl-opd", "train")
+    assert process.on_devices(("trl-opd", "train"), 0) == ("trl-opd", "train")
+    command = process.on_devices(("trl-opd", "train"), 4)
+    assert command[:6] == (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4")
+    assert command[-3:] == ("0", "trl-opd", "train")
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_end_with_the_job(tmp_path):
+    """Started from a process that is killed: neither torchrun nor its processes outlive it."""
+    script = "import os, sys, time; print('rank', os.environ['RANK'], os.getpid(), flush=True); time.sleep(60)"
+    job = job_in(tmp_path / "a", script)
+    job = dataclasses.replace(job, argv=process.on_devices(job.argv, 2))
+    queue = multiprocessing.get_context("spawn").Process(target=process.run_to_end, args=(job,))
+    queue.start()
+
+    def ranks() -> list[list[str]]:
+        return [line.split() for line in job.log.read_text().splitlines() if line.startswith("rank")]
+
+    wait_until(lambda: job.log.exists() and len(ranks()) == 2)
+    queue.kill()
+    queue.join()
+    assert {rank for _, rank, _ in ranks()} == {"0", "1"}
+    wait_until(lambda: not any(alive(int(pid)) for _, _, pid in ranks()))
+
+
+def test_command_that_dies_with_its_parent_needs_one(tmp_path):
+    """A parent that has died before the kernel was told is noticed."""
+    ended = subprocess.run([*process.CHILD, "1", "true"], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "The parent is gone.\n")
+    assert subprocess.run([*process.CHILD, "0", "sh", "-c", "exit 3"]).returncode == 3

@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,6 +70,20 @@ def test_training_tells_step_reward_tokens_and_what_is_left(plain, tmp_path):
     assert "grpo-seed0: train, step 20 of 60, reward 0.500, 81,920 tokens, 0:01:20 left, 0:01:30, device 3" in said(
         plain
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "shown"),
+    [
+        (("--max_generated_tokens", "100000"), "step 20, 25,000 of 100,000 tokens, 0:02:00 left"),
+        (("--max_train_seconds", "100.0"), "step 20, 25,000 tokens, 0:01:00 left"),
+    ],
+)
+def test_training_of_another_budget_is_measured_by_it(plain, tmp_path, option, shown):
+    stage = run_in(tmp_path, "grpo-seed0").stages[0]
+    record = {"status": "running", "step": 20, "total_steps": 1_000_000, "seconds": 40.0, "generated_tokens": 25000}
+    write(stage.folder / "run.json", record)
+    assert plain._progress(AtWork(replace(stage, arguments=("train", "grpo", *option)))) == shown
 
 
 def test_evaluation_counts_answers_of_all_and_reads_each_byte_once(plain, tmp_path):

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trl_opd.boards.attempts import attempts_of, seconds_of
+from trl_opd.boards.commands import BUDGET_OPTIONS
 from trl_opd.boards.files import read_json
 from trl_opd.boards.launch import Handle
 from trl_opd.boards.runs import FAILED, FINISHED, TRAIN, Run, Stage, Status, status_of
@@ -116,7 +117,7 @@ class Display:
         return [Text(cell) for cell in cells]
 
     def _progress(self, one: Working) -> str:
-        return _training(one.stage.folder) if one.stage.kind == TRAIN else self._evaluation(one.stage.folder)
+        return _training(one.stage) if one.stage.kind == TRAIN else self._evaluation(one.stage.folder)
 
     def _evaluation(self, folder: Path) -> str:
         settings = (read_json(folder / MANIFEST) or {}).get("settings")
@@ -177,20 +178,31 @@ class _LineCounter:
         return self._seen[path][1]
 
 
-def _training(folder: Path) -> str:
-    stored = read_json(folder / "run.json") or {}
-    step, total = stored.get("step", 0), stored.get("total_steps")
-    if not total:
+def _training(stage: Stage) -> str:
+    stored = read_json(stage.folder / "run.json") or {}
+    if not stored.get("total_steps"):
         return "starting"
-    parts = [f"step {step} of {total}"]
-    reward = _last_row(folder / "log.jsonl").get("reward")
+    unit, total = _budget(stage, stored)
+    parts = [f"step {stored.get('step', 0)}" + (f" of {total}" if unit == "steps" else "")]
+    reward = _last_row(stage.folder / "log.jsonl").get("reward")
     if reward is not None:
         parts.append(f"reward {reward:.3f}")
     if stored.get("generated_tokens") is not None:
-        parts.append(f"{stored['generated_tokens']:,} tokens")
-    if step and stored.get("seconds") is not None:
-        parts.append(f"{_clock((total - step) * stored['seconds'] / step)} left")
+        parts.append(f"{stored['generated_tokens']:,}{f' of {total:,}' if unit == 'generated_tokens' else ''} tokens")
+    spent = stored.get("step" if unit == "steps" else unit)
+    if spent and stored.get("seconds") is not None:
+        parts.append(f"{_clock(max(total - spent, 0) * stored['seconds'] / spent)} left")
     return ", ".join(parts)
+
+
+def _budget(stage: Stage, stored: Mapping[str, Any]) -> tuple[str, float]:
+    """What ends a training run, by the unit of the board's budget: its command says it, or its record."""
+    for unit in ("generated_tokens", "seconds"):
+        option = f"--{BUDGET_OPTIONS[unit]}"
+        if option in stage.arguments:
+            given = float(stage.arguments[stage.arguments.index(option) + 1])
+            return unit, int(given) if given.is_integer() else given
+    return "steps", stored["total_steps"]
 
 
 def _last_row(path: Path) -> dict:

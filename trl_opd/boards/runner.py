@@ -21,9 +21,19 @@ from rich.console import Console
 
 from trl_opd.boards import attempts
 from trl_opd.boards.launch import Executor, FolderBusy, Handle, Job, make_executor
-from trl_opd.boards.launch.process import is_held, locked
+from trl_opd.boards.launch.process import is_held, locked, on_devices
 from trl_opd.boards.progress import Display, show_progress
-from trl_opd.boards.runs import FAILED, FINISHED, Run, Stage, check_identity, plan_runs, status_of, write_identity
+from trl_opd.boards.runs import (
+    FAILED,
+    FINISHED,
+    TRAIN,
+    Run,
+    Stage,
+    check_identity,
+    plan_runs,
+    status_of,
+    write_identity,
+)
 from trl_opd.boards.spec import BoardSpec
 from trl_opd.boards.trials import settle_trials
 from trl_opd.errors import UserError
@@ -199,10 +209,11 @@ class _Queue:
 
     def _job(self, run: Run, stage: Stage, attempt: int) -> Job:
         minutes = self.spec.launch.timeout_minutes
+        processes = self.spec.launch.gpus_per_run if stage.kind == TRAIN else 1
         return Job(
             name=f"{self.spec.name}/{run.name}/{stage.kind}",
             attempt=attempt,
-            argv=(*self.launcher, *stage.arguments),
+            argv=on_devices((*self.launcher, *stage.arguments), processes),
             command=stage.command,
             directory=Path.cwd(),
             folder=run.folder,

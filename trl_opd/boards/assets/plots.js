@@ -258,16 +258,17 @@ function passAtK(width) {
 }
 
 const at = (id) => document.getElementById(id);
+const nothing = (id, text) => at(id).append(element("p", { class: "note" }, text));
 drawn(at("forest"), forest);
 if (board.curves.length) {
   const redraws = ["generated_tokens", "seconds"].map((axis) => drawn(at(`curve-${axis}`), curvePanel(axis)));
   at("curve-controls").append(...curveControls(() => redraws.forEach((redraw) => redraw())));
-}
+} else ["generated_tokens", "seconds"].forEach((axis) => nothing(`curve-${axis}`, "No run has logged anything."));
 if (costs.length) {
   const redraw = drawn(at("pareto"), pareto);
   at("cost-controls").append(choice("Cost", costs.map(({ label }) => label), (place) => { cost = costs[place]; nameUnknown(); redraw(); }));
   nameUnknown();
-}
+} else nothing("pareto", "No line has both a cost and an accuracy.");
 if (board.passAtK.length) {
   const redraw = drawn(at("pass"), passAtK);
   if (board.passAtK.length > 1) at("pass-controls").append(choice("Benchmark", board.passAtK.map(({ key }) => key), (place) => { pass = board.passAtK[place]; redraw(); }));

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-CHILD = Path(__file__).parents[1] / "child.py"
+#: A command that dies with its parent; the parent's process id, or 0, comes next.
+CHILD = (sys.executable, "-I", "-S", str(Path(__file__).parents[1] / "child.py"))
 POLL_SECONDS = 0.1
 STOP_GRACE_SECONDS = 10.0
 #: Exit status of a job that was stopped at its time limit, as `timeout` has it.
@@ -90,7 +91,7 @@ class Process:
             log.write(f"\n$ {job.command}\n")
             log.flush()
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(CHILD), str(os.getpid()), *job.argv],
+                [*CHILD, str(os.getpid()), *job.argv],
                 cwd=job.directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -157,6 +158,14 @@ def _started(job: Job) -> Process:
             return Process(job)
         except FolderBusy:
             time.sleep(POLL_SECONDS)
+
+
+def on_devices(command: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """A training command as it runs on several devices of one machine: a process each, which torchrun starts."""
+    if count < 2:
+        return command
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count))
+    return (*torchrun, "--no-python", *CHILD, "0", *command)
 
 
 def locked(file: IO) -> bool:
