@@ -54,6 +54,9 @@ POLICY_ONLY = (
 )
 
 
+#: Dataset columns that TRL reads images from.
+IMAGE_COLUMNS = ("image", "images")
+
 #: Options that say what the teacher reads, and so would be ignored beside a function that says it.
 CONTEXT_OPTIONS = (
     "reference_template",
@@ -243,6 +246,12 @@ def check_data(dataset: Any, objective: Objective, which: str = "train_dataset")
             raise UserError(
                 f"{which} has no column {column!r}, which {objective.name} needs (it has: {', '.join(columns)}); "
                 f"{remedy}."
+            )
+    for column in IMAGE_COLUMNS:
+        if column in columns:
+            raise UserError(
+                f"{which} has a column {column!r}, and trl_opd trains text models only; remove the column, or train "
+                "with TRL's own GRPOTrainer."
             )
     first = next(iter(dataset))["prompt"]
     if not isinstance(first, (str, list)):
