@@ -1,9 +1,11 @@
 """Signs of trouble: each appears just beyond its threshold and not before it."""
 
+import re
 import sys
 
 import pytest
 
+from tests.docs.tables import DOCS
 from trl_opd.health import ADVICE, findings, summary
 
 
@@ -116,6 +118,15 @@ def test_anchors_are_headings_as_a_page_names_them():
     assert len(set(anchors)) == len(anchors)
     for anchor in anchors:
         assert anchor == anchor.lower().replace(" ", "-")
+
+
+def test_the_documentation_has_the_table_and_a_section_for_each_sign():
+    page = (DOCS / "logging.md").read_text()
+    for name, advice in ADVICE.items():
+        assert f"| [{name}](troubleshooting.md#{advice.anchor}) | {advice.when} | {advice.remedy} |" in page
+    headings = re.findall(r"^#+ (.*)$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert {advice.anchor for advice in ADVICE.values()} <= slugs
 
 
 def test_it_needs_no_library_but_pythons():

@@ -97,6 +97,18 @@ def test_a_command_with_a_fence_in_it_stays_in_its_fence():
     assert "````bash\npython train.py 'a\n```\n<b>'\n````" in text
 
 
+def test_absolute_paths_are_cut_to_their_last_part():
+    settings = {
+        "teacher_models": ({"maths": "/home/me/teacher", "code": "org/teacher"}, None),
+        "a": ("/home/me/b", None),
+    }
+    record = {"command": ["/home/me/venv/bin/trl-opd", "train", "opd", "--output_dir", "/home/me/runs/1"]}
+    text = render(replace(CARD, settings=settings, record=record))
+    assert "/home" not in text
+    assert "| `{'maths': '.../teacher', 'code': 'org/teacher'}` |" in text
+    assert "\ntrl-opd train opd --output_dir .../1\n" in text
+
+
 def test_escaping_keeps_what_is_plain():
     assert escaped("Qwen3-1.7B, 3 % of 4/5") == "Qwen3-1.7B, 3 % of 4/5"
     assert code("per_device <x>") == "`per_device <x>`"

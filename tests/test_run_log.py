@@ -89,6 +89,38 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
         RunBooks(tmp_path / "file", "grpo", {}).start(0)
 
 
+class Tracker(TrainerCallback):
+    """Stands where `report_to` puts the callbacks of trackio, wandb and the others."""
+
+    rows: list[dict]
+
+    def __init__(self):
+        self.rows = []
+
+    def on_log(self, args, state, control, logs=None, **_):
+        self.rows.append(dict(logs))
+
+
+def test_a_tracker_gets_what_the_log_has(tmp_path, tokenizer, dataset):
+    tracker = Tracker()
+    trainer(tmp_path, tokenizer, dataset, callbacks=[tracker]).train()
+    steps = [row for row in tracker.rows if "loss" in row]
+    for own, reported in zip(read(tmp_path / "log.jsonl"), steps, strict=True):
+        assert {name: own[name] for name in reported if name not in ("generated_tokens", "teacher_tokens")} == {
+            name: value for name, value in reported.items() if name not in ("generated_tokens", "teacher_tokens")
+        }
+        assert {"reward", "completions/mean_length", "entropy", "signal/active_fraction"} <= set(reported)
+
+
+def test_tensorboard_gets_the_metrics_through_report_to(tmp_path, tokenizer, dataset, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
+    trainer(tmp_path / "run", tokenizer, dataset, report_to="tensorboard").train()
+    events = b"".join(file.read_bytes() for file in (tmp_path / "board").rglob("events*"))
+    for name in (b"train/reward", b"train/signal/active_fraction", b"train/completions/mean_length"):
+        assert name in events
+
+
 def test_secrets_stay_out_of_the_record(tmp_path, monkeypatch):
     config = GRPOConfig(**settings(tmp_path, hub_token="hf_secret"))
     assert "hub_token" not in differences(config)

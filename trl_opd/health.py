@@ -44,10 +44,12 @@ class Advice:
 
     Attributes:
         anchor: Section of `PAGE`.
+        when: What is seen, for the documentation.
         remedy: One sentence.
     """
 
     anchor: str
+    when: str
     remedy: str
 
 
@@ -55,44 +57,55 @@ class Advice:
 ADVICE: dict[str, Advice] = {
     "not_finite": Advice(
         "the-loss-or-the-gradient-is-not-finite",
+        "`loss` or `grad_norm` is NaN or infinite",
         "Start again from the last good checkpoint with a lower learning_rate and a max_grad_norm.",
     ),
     "collapse": Advice(
         "entropy-and-divergence-both-fall",
+        f"`entropy` and `distill/divergence` end below {COLLAPSE_RATIO:.0%} of their start, and `reward` rises by no "
+        f"more than {REWARD_RISE:g}, or is not logged",
         "Compare pass@k with the start by trl-opd eval; if it fell, use a frozen teacher or a lower learning_rate, and "
         "an earlier checkpoint.",
     ),
     "runaway_length": Advice(
         "completions-grow-longer-and-longer",
+        f"`completions/mean_length` ends above {RUNAWAY_RATIO:g} times its start",
         "Compare the stop tokens of student and teacher, and read the longest completions.",
     ),
     "inactive": Advice(
         "almost-no-row-has-a-signal",
+        f"`signal/active_fraction` ends below {LEAST_ACTIVE:.0%}",
         "Read context/active_fraction and the rewards: data that are too hard or too easy, or a teacher with nothing "
         "to read, leave nothing to learn from.",
     ),
     "zero_variance": Advice(
         "the-rewards-of-a-group-are-all-the-same",
+        f"`frac_reward_zero_std` is above {MOST_ZERO_VARIANCE:.0%} on average, with a policy gradient",
         "Choose problems nearer to what the model can do, or raise num_generations or the temperature.",
     ),
     "truncated": Advice(
         "completions-are-cut-at-the-limit",
+        f"`completions/clipped_ratio` is above {MOST_TRUNCATED:.0%} on average",
         "Raise max_completion_length: a completion without its end teaches little and is scored as wrong.",
     ),
     "reward_at_zero": Advice(
         "the-reward-stays-at-0",
+        f"`reward` is within {FLAT:g} of 0 in every step",
         "Score a few completions by hand: an answer format that the reward does not read is the usual cause.",
     ),
     "reward_at_one": Advice(
         "the-reward-stays-at-1",
+        f"`reward` is within {FLAT:g} of 1 in every step",
         "Take harder problems, or check that the reward function can say no.",
     ),
     "dropped_contexts": Advice(
         "teacher-contexts-are-dropped",
+        f"`context/dropped_fraction` is above {MOST_DROPPED:.0%} on average",
         "Raise max_teacher_length, or shorten what the teacher reads.",
     ),
     "missing_scores": Advice(
         "the-teacher-server-does-not-answer",
+        f"`teacher/missing_fraction` is above {MOST_MISSING:.0%} on average",
         "Read the server's log; teacher_server_timeout and teacher_server_retries bound how long a row is waited for.",
     ),
 }

@@ -329,16 +329,22 @@ def _settings_table(card: Card) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, Enum):
         value = value.value
-    if isinstance(value, str) and Path(value).is_absolute():
-        value = f".../{Path(value).name}"  # where it lay on one machine helps nobody
-    return "-" if value is None else code(value)
+    return "-" if value is None else code(_without_folders(value))
+
+
+def _without_folders(value: Any) -> Any:
+    """A value with absolute paths cut to their last part: where they lay on one machine helps nobody."""
+    if isinstance(value, dict):
+        return {name: _without_folders(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return f".../{Path(value).name}" if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _command(argv: list[str]) -> str:
     program = Path(argv[0]).name
-    if program in ("__main__.py", "trl-opd"):
-        return shlex.join(["trl-opd", *argv[1:]])
-    return shlex.join(["python", program, *argv[1:]])
+    started = ["trl-opd"] if program in ("__main__.py", "trl-opd") else ["python", program]
+    return shlex.join([*started, *map(_without_folders, argv[1:])])
 
 
 def _fenced(text: str) -> str:
