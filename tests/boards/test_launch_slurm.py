@@ -103,6 +103,17 @@ def test_sbatch_gets_the_boards_parameters_and_jobs_are_found_again(cluster, wri
     assert "export FROM_SETUP=1" in batch
 
 
+def test_what_sbatch_refuses_is_the_runs_error(cluster, write_spec, launcher):
+    (cluster / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: lnog' >&2\nexit 1\n")
+    launch = {"executor": "slurm", "timeout_minutes": 5, "slurm": {"slurm_partition": "lnog"}}
+    spec = load_spec(write_spec(methods=[GRPO], seeds=[0], launch=launch))
+    assert run_board(spec, launcher, quiet()) == 1
+    for run in plan_runs(spec):
+        error = status_of(run).error
+        assert error.startswith("sbatch refused the job: ")
+        assert "invalid partition specified: lnog" in error
+
+
 def test_interrupt_cancels_the_jobs(write_spec, launcher):
     spec_file = write_spec(methods=[GRPO], seeds=[0], launch=LOCAL, environment={"FAKE_SECONDS": "1"})
     spec = load_spec(spec_file)

@@ -42,9 +42,19 @@ class SlurmExecutor:
         self.parameters = given | ours
 
     def start(self, job: Job) -> "SlurmHandle":
+        """Submit a job.
+
+        Raises:
+            UserError: if sbatch refuses it.
+        """
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
         executor = self._submitit.AutoExecutor(_folder_of(job), self.cluster)
         executor.update_parameters(name=job.name, **self.parameters)
-        return SlurmHandle(job, executor.submit(run_to_end, job))
+        try:
+            return SlurmHandle(job, executor.submit(run_to_end, job))
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise UserError(f"sbatch refused the job: {_last_line(error)}") from error
 
     def attach(self, job: Job) -> "SlurmHandle | None":
         folder = _folder_of(job)
@@ -123,3 +133,7 @@ def _folder_of(job: Job) -> Path:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _last_line(error: BaseException) -> str:
+    return str(error).strip().rpartition("\n")[2]
