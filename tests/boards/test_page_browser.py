@@ -12,6 +12,7 @@ from trl_opd.boards.page import render_page
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright, which drives the browser")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PATIENCE = 120_000  # milliseconds: a busy machine is slow, not broken
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -47,6 +48,7 @@ def visit(browser, files):
     def opened(name: str, **options):
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
         contexts.append(context)
+        context.set_default_timeout(PATIENCE)
         tab = context.new_page()
         tab.on("console", lambda message: heard.append(message.text))
         tab.on("pageerror", lambda error: heard.append(str(error)))
@@ -76,9 +78,9 @@ def test_hostile_texts_execute_nothing_and_are_read_as_they_are(visit):
     assert cells.count() == 7 * 40
     cells.first.click()
     shown = set()
-    for _ in range(8):  # of seven answers: twice the corpus
+    for _ in range(4):  # of seven answers: the whole corpus
         shown |= set(tab.eval_on_selector_all("dialog pre", "all => all.map(x => x.textContent)"))
-        tab.get_by_role("button", name="Next").click()
+        tab.locator("dialog button", has_text="Next").click()
     assert {text for text in TEXTS if text.isprintable()} <= shown
     assert "U+202Eright to leftU+202C U+2067isolatedU+2069 zeroU+200Bwidth U+FEFF" in shown
     assert any("U+0000" in text for text in shown)
