@@ -15,6 +15,7 @@ from trl_opd.boards.report import write_report
 from trl_opd.boards.runner import run_board
 from trl_opd.boards.spec import load_spec
 from trl_opd.boards.verify import differences, verify_board
+from trl_opd.cli.board import main
 from trl_opd.errors import UserError
 
 
@@ -39,6 +40,14 @@ def clone(published, tmp_path):
 def test_a_clone_verifies_without_weights(clone):
     assert not clone.runs_folder.exists()
     assert verify_board(clone) == []
+
+
+def test_the_command_says_what_is_wrong(clone, capsys):
+    assert main(["verify", str(clone.path)]) == 0
+    assert "every hash and every number is right" in capsys.readouterr().out
+    (clone.folder / "table.md").unlink()
+    assert main(["verify", str(clone.path)]) == 1
+    assert "table.md is missing." in capsys.readouterr().out
 
 
 def test_a_changed_number_is_found(clone):

@@ -27,8 +27,10 @@ examples:
   trl-opd board plan   leaderboards/arithmetic.yaml
   trl-opd board run    leaderboards/arithmetic.yaml
   trl-opd board report leaderboards/arithmetic.yaml
+  trl-opd board verify leaderboards/arithmetic.yaml
 
-exit status: 0 all runs are finished, 1 one is not, 2 the spec or a folder cannot work, 130 interrupted
+exit status: 0 all runs are finished (verify: all is right), 1 not so, 2 the spec or a folder cannot work,
+130 interrupted
 """
 
 
@@ -45,6 +47,7 @@ def build_parser() -> Parser:
         ("run", "do what is not finished, then report"),
         ("report", "write the table and the page from the stored runs"),
         ("plan", "say what is done and what is to do"),
+        ("verify", "take the hashes of the stored records again, and compute every number of the page again"),
     ):
         action = actions.add_parser(name, help=what, description=what.capitalize() + ".")
         action.add_argument("spec", metavar="SPEC", help="the board's YAML file")
@@ -60,6 +63,8 @@ def main(argv: Sequence[str] | None = None, launcher: Sequence[str] = LAUNCHER) 
         spec = load_spec(arguments.spec)
         if arguments.action == "plan":
             return _plan(spec, console)
+        if arguments.action == "verify":
+            return _verify(spec, console)
         status = run_board(spec, launcher, console) if arguments.action == "run" else 0
         from trl_opd.boards.report import write_report  # slow to import, and `plan` needs none of it
 
@@ -69,8 +74,21 @@ def main(argv: Sequence[str] | None = None, launcher: Sequence[str] = LAUNCHER) 
         return 2
     console.print(Text(paths["table"].read_text()), soft_wrap=True)
     for path in paths.values():
-        console.print(Text(str(path)), soft_wrap=True)
+        if path.exists():
+            console.print(Text(str(path)), soft_wrap=True)
     return status
+
+
+def _verify(spec: BoardSpec, console: Console) -> int:
+    """Print what is wrong with the published board."""
+    from trl_opd.boards.verify import verify_board
+
+    wrong = verify_board(spec)
+    for text in wrong:
+        console.print(Text(text), soft_wrap=True)
+    told = f"{len(wrong)} sentence(s) above say what is wrong" if wrong else "every hash and every number is right"
+    console.print(f"{spec.name}: {told}", soft_wrap=True)
+    return 1 if wrong else 0
 
 
 def _require_extras() -> None:
