@@ -125,8 +125,9 @@ def test_recipes_of_one_model_can_be_compared(model):
     values = defaultdict(dict)
     for recipe in RECIPES:
         if recipe.model == model:
+            found = settings(recipe)
             for key in SHARED:
-                if key in (found := settings(recipe)) and (recipe.name, key) not in OTHERWISE:
+                if key in found and (recipe.name, key) not in OTHERWISE:
                     values[key][recipe.name] = str(found[key])
     assert values
     for key, found in values.items():
