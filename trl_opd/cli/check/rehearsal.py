@@ -75,6 +75,7 @@ def rehearse(plan: Plan) -> Rehearsal:
         trainer = train.make_trainer(plan.trainer_class, dataset, functions, config, plan.model)
         _watch(trainer, found)
         start = time.monotonic()
+        trainer.keeps_record = False  # a rehearsal is no run
         trainer.train()
         found.learning = time.monotonic() - start - found.drawing
         for row in trainer.state.log_history:
