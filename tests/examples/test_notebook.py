@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -40,5 +41,5 @@ def test_it_runs_in_a_kernel_and_the_model_learns(notebook, tmp_path):
     ]
     assert "Step 15" in said[3]
     assert "'steps': 15" in said[6]
-    before, after = (float(line.split()[1]) for line in said[-1].strip().splitlines()[-2:])
+    before, after = map(float, re.findall(r"^(?:before|after): ([\d.]+) %", said[-1], re.MULTILINE))
     assert after > before + 20
