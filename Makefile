@@ -14,8 +14,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 help:            ## what there is
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
-demo: $(VENV)/.demo  ## train every method on the embedded model, evaluate, write leaderboards/arithmetic/
-	$(BIN)/python -m trl_opd board run leaderboards/arithmetic.yaml
+demo: $(VENV)/.demo  ## train every method on the embedded model, evaluate, write leaderboards/arithmetic-quick/
+	$(BIN)/python -m trl_opd board run leaderboards/arithmetic-quick.yaml
 
 test: $(VENV)/.dev  ## the default test suite (CPU, a few minutes)
 	$(BIN)/python -m pytest -n 2

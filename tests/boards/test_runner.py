@@ -333,7 +333,7 @@ def test_terminal_shows_one_live_line_for_each_run(write_spec, launcher):
 
 def test_plan_and_messages_of_the_command(write_spec, launcher, capsys, tmp_path):
     spec_file = write_spec()
-    assert main(["plan", str(spec_file)]) == 0
+    assert main(["plan", str(spec_file)], launcher) == 0
     assert "0 of 7 runs finished" in capsys.readouterr().out
     assert {status_of(run).state for run in plan_runs(load_spec(spec_file))} == {MISSING}
     assert main(["run", str(tmp_path / "none.yaml")], launcher) == 2

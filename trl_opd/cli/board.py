@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from trl_opd.boards.runner import LAUNCHER, run_board
-from trl_opd.boards.runs import FINISHED, check_identity, plan_runs, status_of
+from trl_opd.boards.runs import check_identity, plan_runs
 from trl_opd.boards.spec import BoardSpec, load_spec
+from trl_opd.cli.board_plan import detectable, print_plan
 from trl_opd.cli.parser import Parser
 from trl_opd.errors import UserError
 
@@ -29,7 +30,7 @@ examples:
   trl-opd board report leaderboards/arithmetic.yaml
   trl-opd board verify leaderboards/arithmetic.yaml
 
-exit status: 0 all runs are finished (verify: all is right), 1 not so, 2 the spec or a folder cannot work,
+exit status: 0 all runs are finished (verify: all is right), 1 one is not, 2 the spec or a folder cannot work,
 130 interrupted
 """
 
@@ -46,11 +47,13 @@ def build_parser() -> Parser:
     for name, what in (
         ("run", "do what is not finished, then report"),
         ("report", "write the table and the page from the stored runs"),
-        ("plan", "say what is done and what is to do"),
         ("verify", "take the hashes of the stored records again, and compute every number of the page again"),
+        ("plan", "check the spec, say what is done, what is left to do and what it will cost"),
     ):
         action = actions.add_parser(name, help=what, description=what.capitalize() + ".")
         action.add_argument("spec", metavar="SPEC", help="the board's YAML file")
+        if name == "plan":
+            action.add_argument("--commands", action="store_true", help="show the commands of what is left as well")
     return parser
 
 
@@ -61,11 +64,17 @@ def main(argv: Sequence[str] | None = None, launcher: Sequence[str] = LAUNCHER) 
     try:
         _require_extras()
         spec = load_spec(arguments.spec)
+        if arguments.action in ("plan", "run"):
+            unchecked = _check(spec, launcher)
         if arguments.action == "plan":
-            return _plan(spec, console)
+            print_plan(spec, unchecked, arguments.commands, console)
+            return 0
         if arguments.action == "verify":
             return _verify(spec, console)
-        status = run_board(spec, launcher, console) if arguments.action == "run" else 0
+        status = 0
+        if arguments.action == "run":
+            console.print(detectable(spec), soft_wrap=True, highlight=False)
+            status = run_board(spec, launcher, console)
         from trl_opd.boards.report import write_report  # slow to import, and `plan` needs none of it
 
         paths = write_report(spec)
@@ -77,6 +86,22 @@ def main(argv: Sequence[str] | None = None, launcher: Sequence[str] = LAUNCHER) 
         if path.exists():
             console.print(Text(str(path)), soft_wrap=True)
     return status
+
+
+def _check(spec: BoardSpec, launcher: Sequence[str]) -> list[str]:
+    """Everything that can be refused before the first run. Returns what could not be checked.
+
+    Raises:
+        UserError: with the first thing that is wrong.
+    """
+    unchecked: list[str] = []
+    if launcher is LAUNCHER:  # a stand-in for the trainer has options of its own
+        from trl_opd.cli.board_check import check_training  # imports torch and TRL
+
+        unchecked = check_training(spec)
+    for run in plan_runs(spec):
+        check_identity(run)
+    return unchecked
 
 
 def _verify(spec: BoardSpec, console: Console) -> int:
@@ -99,23 +124,6 @@ def _require_extras() -> None:
     """
     if not all(find_spec(name) for name in ("jinja2", "matplotlib")):
         raise UserError("A board needs jinja2 and matplotlib for its page: pip install 'trl-opd[boards]'.")
-
-
-def _plan(spec: BoardSpec, console: Console) -> int:
-    """Print how each run stands, and its commands where something is left to do."""
-    runs = plan_runs(spec)
-    for run in runs:
-        check_identity(run)
-    for run in runs:
-        status = status_of(run)
-        state = f"{status.state}: {status.error}" if status.error else status.state
-        left = [f"\n    {stage.command}" for stage in run.stages if not stage.is_finished()]
-        console.print(Text(f"{run.name}: {state}{''.join(left)}"), soft_wrap=True)
-    finished = sum(status_of(run).state == FINISHED for run in runs)
-    console.print(
-        f"{finished} of {len(runs)} runs finished, {spec.launch.workers} at a time, in {spec.folder}", soft_wrap=True
-    )
-    return 0
 
 
 if __name__ == "__main__":
