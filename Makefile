@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test slow lint format wheel clean help
+.PHONY: demo test slow lint format site wheel clean help
 
 help:            ## what there is
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -31,6 +31,9 @@ lint: $(VENV)/.dev  ## ruff and the import contracts
 format: $(VENV)/.dev  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+site: $(VENV)/.dev  ## the documentation as a site, build/docs/site/; stops at a link that leads nowhere
+	$(BIN)/python docs/build.py
 
 wheel: $(VENV)/.dev  ## build the distributions into dist/, and try the wheel away from the repository
 	$(BIN)/python -m build

@@ -105,7 +105,7 @@ def test_script_runs_and_logs_the_metrics_of_its_page(name, script):
     assert run.trainer.method == name
     named_metrics = metrics(section(PAGES[name], "Metrics"))
     if METHODS[name].kind == "on-policy":
-        named_metrics += metrics(section(DOCS / "index.md", METRICS_OF_ALL))
+        named_metrics += metrics(section(DOCS / "concepts.md", METRICS_OF_ALL))
     assert len(named_metrics) >= 7
     assert [metric for metric in named_metrics if run.first.get(metric) is None] == []
 
@@ -118,7 +118,7 @@ def test_every_metric_of_the_divergence_is_explained(name, script):
 
 def test_quick_start_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (source,) = blocks(DOCS / "index.md", "python")
+    (source,) = blocks(DOCS / "quickstart.md", "python")
     assert execute(source).trainer.state.global_step == 2
 
 
@@ -197,14 +197,15 @@ def test_options_in_the_text_exist(page):
     assert set(options) - known == set()
 
 
-def test_every_page_is_reached_from_the_index():
-    index = (DOCS / "index.md").read_text()
-    assert [named(page) for page in ALL_PAGES if page.name != "index.md" and f"({named(page)})" not in index] == []
+@pytest.mark.parametrize("index", [page for page in ALL_PAGES if page.name == "index.md"], ids=named)
+def test_every_page_is_reached_from_the_index_of_its_folder(index):
+    text = index.read_text()
+    assert [page.name for page in index.parent.glob("*.md") if page != index and f"({page.name})" not in text] == []
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_index_states_what_the_code_declares(name, script):
-    (row,) = re.findall(rf"^\| \[{name}\].*$", section(DOCS / "index.md", "The one idea"), re.MULTILINE)
+    (row,) = re.findall(rf"^\| \[{name}\].*$", section(DOCS / "concepts.md", "One step"), re.MULTILINE)
     _, _, teacher, *_, reduction, _ = (cell.strip() for cell in row.split("|"))
     if METHODS[name].kind == "off-policy":
         assert (teacher, reduction) == ("-", "`token-global`")

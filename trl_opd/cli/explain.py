@@ -25,7 +25,7 @@ code disagree, pitfalls, and the logged metrics with what is healthy. The text i
 #: Sections of a page that belong to the site alone.
 LEFT_OUT = ("Try it",)
 
-#: Sections of docs/index.md that every page's text refers to.
+#: Sections of docs/concepts.md that every page's text refers to.
 SHARED = ("Notation", "Metrics of every run")
 
 WIDEST = 110
@@ -78,7 +78,7 @@ def explanation(name: str) -> dict[str, str]:
     """
     own = sections(page_of(name).read_text())
     abstract = re.sub(r"\A# .*\n", "", own.pop(""))
-    shared = sections((docs_dir() / "index.md").read_text())
+    shared = sections((docs_dir() / "concepts.md").read_text())
     chosen = {"What it is": abstract} | {title: text for title, text in own.items() if title not in LEFT_OUT}
     chosen |= {title: shared[title] for title in SHARED}
     return {title: plain_markdown(text).strip() for title, text in chosen.items()}
