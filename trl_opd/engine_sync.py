@@ -50,7 +50,8 @@ def check_settings(model: Any, config: Any) -> None:
         raise UserError(f"vllm_sync_tolerance is {tolerance}, but a difference is never negative; use .inf for none.")
     if find_spec("vllm") is None:
         raise UserError(
-            "use_vllm needs vLLM, which is not installed here; install it as docs/vllm.md says, or remove use_vllm."
+            "use_vllm needs vLLM, which is not installed here; pip install 'trl-opd[vllm]' in an environment of its "
+            "own (docs/vllm.md), or remove use_vllm."
         )
     if not isinstance(model, str) and not model.name_or_path:
         raise UserError("vLLM loads the model from its folder, and this one has none; pass the model by its path.")

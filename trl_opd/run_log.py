@@ -205,8 +205,13 @@ class RunFolder(RunBooks):
         file = self.path / RECORD
         if not file.exists():
             return {}
-        record = json.loads(file.read_text())
-        stored = {name: record[name] for name in self.identity}
+        try:
+            record = json.loads(file.read_text())
+            stored = {name: record[name] for name in self.identity}
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{file} is no record of a run by this version; choose another output_dir, or remove that folder."
+            ) from error
         wanted = json.loads(json.dumps(self.identity, default=str))
         if stored == wanted:
             return record

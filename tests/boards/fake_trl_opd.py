@@ -118,7 +118,7 @@ def evaluate(arguments: argparse.Namespace, folder: Path) -> int:
         file.parent.mkdir(parents=True, exist_ok=True)
     done = len(stored.read_text().splitlines()) if stored.exists() else 0
     settings = {"data": "d41d8cd9", "n": answers, "problems": problems, "engine": {"model": str(model)}}
-    write(folder / "manifest.json", {"settings": settings, "scoring": "fake"})
+    write(folder / "manifest.json", {"format": 2, "settings": settings, "scoring": "fake"})
     keys = [(problem, index) for problem in range(problems) for index in range(answers)]
     for problem, index in keys[done:]:
         if index == 0:

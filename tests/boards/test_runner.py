@@ -336,7 +336,5 @@ def test_plan_and_messages_of_the_command(write_spec, launcher, capsys, tmp_path
     assert main(["plan", str(spec_file)], launcher) == 0
     assert "0 of 7 runs finished" in capsys.readouterr().out
     assert {status_of(run).state for run in plan_runs(load_spec(spec_file))} == {MISSING}
-    assert main(["run", str(tmp_path / "none.yaml")], launcher) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: There is no board spec")
-    assert error.count("\n") == 1
+    with pytest.raises(UserError, match="There is no board spec"):
+        main(["run", str(tmp_path / "none.yaml")], launcher)

@@ -1,7 +1,6 @@
 """`trl-opd board`: run a leaderboard, report it, or say what is left to do."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -58,29 +57,29 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None, launcher: Sequence[str] = LAUNCHER) -> int:
-    """Run the command; `launcher` starts `train` and `eval`. Returns the exit status, see the help text."""
+    """Run the command; `launcher` starts `train` and `eval`. Returns the exit status, see the help text.
+
+    Raises:
+        UserError: the spec or a folder cannot work.
+    """
     arguments = build_parser().parse_args(argv)
     console = Console()
-    try:
-        _require_extras()
-        spec = load_spec(arguments.spec)
-        if arguments.action in ("plan", "run"):
-            unchecked = _check(spec, launcher)
-        if arguments.action == "plan":
-            print_plan(spec, unchecked, arguments.commands, console)
-            return 0
-        if arguments.action == "verify":
-            return _verify(spec, console)
-        status = 0
-        if arguments.action == "run":
-            console.print(detectable(spec), soft_wrap=True, highlight=False)
-            status = run_board(spec, launcher, console)
-        from trl_opd.boards.report import write_report  # slow to import, and `plan` needs none of it
+    _require_extras()
+    spec = load_spec(arguments.spec)
+    if arguments.action in ("plan", "run"):
+        unchecked = _check(spec, launcher)
+    if arguments.action == "plan":
+        print_plan(spec, unchecked, arguments.commands, console)
+        return 0
+    if arguments.action == "verify":
+        return _verify(spec, console)
+    status = 0
+    if arguments.action == "run":
+        console.print(detectable(spec), soft_wrap=True, highlight=False)
+        status = run_board(spec, launcher, console)
+    from trl_opd.boards.report import write_report  # slow to import, and `plan` needs none of it
 
-        paths = write_report(spec)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    paths = write_report(spec)
     console.print(Text(paths["table"].read_text()), soft_wrap=True)
     for path in paths.values():
         if path.exists():
@@ -124,7 +123,3 @@ def _require_extras() -> None:
     """
     if not all(find_spec(name) for name in ("jinja2", "matplotlib")):
         raise UserError("A board needs jinja2 and matplotlib for its page: pip install 'trl-opd[boards]'.")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

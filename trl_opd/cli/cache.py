@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         return 0
     name, options = argv[0], argv[1:]
     entry = method(name)
-    own = Parser(prog="trl-opd cache", add_help=False, allow_abbrev=False)
+    own = Parser(prog="trl-opd cache", add_help=False)
     own.add_argument("--rollouts", type=Path)
     own.add_argument("--output", type=Path)
     arguments, options = own.parse_known_args(options)

@@ -75,7 +75,7 @@ def _told(error: UserError | OSError) -> str:
         return str(error)
     reason = " ".join(str(error).split()) or type(error).__name__
     if error.filename is not None and error.strerror is not None:
-        reason = f"{error.filename}: {error.strerror}"
+        return f"{error.filename} cannot be used ({error.strerror}); choose another path."
     return f"{reason.rstrip('.')}; mend that, or add --debug to see where it came from."
 
 

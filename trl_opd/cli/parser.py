@@ -15,7 +15,16 @@ _MISSING = "the following arguments are required: "
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` whose refusals are `UserError`s."""
+    """An `ArgumentParser` whose refusals are `UserError`s, and which takes no option by a part of its name."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)
+        self._given: list[str] = []
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As its base has it."""
+        self._given = list(args or [])
+        return super().parse_known_args(args, namespace)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """As its base has it.
@@ -34,17 +43,24 @@ class Parser(argparse.ArgumentParser):
         Raises:
             `UserError`: Always.
         """
-        raise UserError(f"{_told(message)}; see {self.prog} --help.")
+        if message.startswith(_MISSING):  # most often since it is there under a wrong name
+            for argument in self._given:
+                if argument.startswith("--") and argument.split("=")[0] not in self.flags():
+                    raise UserError(self._unknown(argument))
+        raise UserError(f"{told(message)}; see {self.prog} --help.")
+
+    def flags(self) -> set[str]:
+        """The options that it takes."""
+        return set(re.findall(r"--[\w-]+", self.format_help()))
 
     def _unknown(self, argument: str) -> str:
         if not argument.startswith("-"):
             return f"{argument!r} is one argument too many; see {self.prog} --help."
         name = argument.split("=")[0]
-        known = set(re.findall(r"--[\w-]+", self.format_help()))
-        return f"There is no option {name}{suggest(name, known)}; see {self.prog} --help."
+        return f"There is no option {name}{suggest(name, self.flags())}; see {self.prog} --help."
 
 
-def _told(message: str) -> str:
+def told(message: str) -> str:
     """What argparse says, as the beginning of a sentence."""
     if message.startswith(_MISSING):
         missing = re.sub(r"/[^\s,]+", "", message.removeprefix(_MISSING))  # one spelling of each

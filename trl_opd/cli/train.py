@@ -1,12 +1,14 @@
 """`trl-opd train METHOD --config recipe.yaml --key value ...`: TRL's parser and YAML habits for every method."""
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from trl_opd.cli.parser import told
 from trl_opd.defaults import changed, default_of, trl_base
 from trl_opd.errors import UserError
 from trl_opd.methods import METHODS, load, method
@@ -52,6 +54,11 @@ def main(argv: list[str]) -> int:
     if {"-h", "--help"} & set(options):
         print(_method_help(name))
         return 0
+    if not options:
+        raise UserError(
+            f"There is nothing to train {name} on; name a recipe with --config (trl-opd recipes list shows some), or "
+            "--model_name_or_path, --dataset_name and --output_dir."
+        )
     check_recipe(options, name)
     data_args, config, model_args = parse(entry.config, options)
     check_ignored(named_options(options), data_args, config, model_args)
@@ -102,7 +109,7 @@ def check_recipe(options: list[str], name: str) -> None:
         raise UserError(f"There is no recipe {path}{near}; check the path after --config, or see trl-opd recipes list.")
     try:
         recipe = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}); mend it.") from error
     if not isinstance(recipe, dict):
         raise UserError(f"{path} is no list of 'option: value' lines; mend it.")
@@ -119,8 +126,34 @@ def named_options(options: list[str]) -> frozenset[str]:
     recipe = {}
     if "--config" in options:
         recipe = yaml.safe_load(Path(options[options.index("--config") + 1]).read_text())
-    flags = (option[2:].split("=")[0] for option in options if option.startswith("--"))
-    return frozenset([*recipe, *flags]) - {"config", "env"}
+    return frozenset([*recipe, *map(_name, _flags(options))]) - {"config", "env"}
+
+
+def _flags(options: list[str]) -> list[str]:
+    return [option.split("=")[0] for option in options if option.startswith("--")]
+
+
+def _name(flag: str) -> str:
+    """The field that a flag, in either spelling, is for."""
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def check_flags(options: list[str], config_name: str, also: Iterable[str] = ()) -> None:
+    """Refuses flags that no option has; they may not be cut short either.
+
+    Args:
+        options (`list[str]`): The command line.
+        config_name (`str`): The configuration.
+        also (`Iterable`): Flags that the command takes besides.
+
+    Raises:
+        `UserError`: With the nearest known one.
+    """
+    fields_ = [f for kind in _dataclasses(config_name) for f in fields(kind)]
+    known = {"--config", *also, *(f"--{f.name}" for f in fields_), *(f"--no_{f.name}" for f in fields_)}
+    for flag in _flags(options):
+        if f"--{_name(flag)}" not in known and flag not in known:
+            raise UserError(f"There is no option {flag}{suggest(flag, known)}; see --help.")
 
 
 def check_ignored(named: frozenset[str], data: Any, config: Any, model: Any) -> None:
@@ -149,10 +182,10 @@ def parse(config_name: str, options: list[str]) -> tuple[Any, Any, Any]:
     from trl import TrlParser
 
     kinds = _dataclasses(config_name)
-    known = {f.name for kind in kinds for f in fields(kind)}
+    check_flags(options, config_name)
     # TRL's default sets an option that transformers has renamed; the user can do nothing about it.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
-    parser = TrlParser(kinds)
+    parser = TrlParser(kinds, allow_abbrev=False)
     parser.error = _refuse  # in place of two hundred lines of usage
     try:
         *parsed, unknown = parser.parse_args_and_config(options, return_remaining_strings=True)
@@ -161,13 +194,12 @@ def parse(config_name: str, options: list[str]) -> tuple[Any, Any, Any]:
     except (ValueError, TypeError) as error:
         raise UserError(_one_sentence(error)) from error
     if unknown:
-        key = unknown[0].lstrip("-").split("=")[0]
-        raise UserError(f"There is no option --{key}{suggest(key, known)}; see --help.")
+        raise UserError(f"{unknown[0]!r} is one argument too many; see --help.")
     return tuple(parsed)
 
 
 def _refuse(message: str) -> None:
-    raise UserError(f"{message}; see --help.")
+    raise UserError(f"{told(message)}; see --help.")
 
 
 def _one_sentence(error: Exception) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from trl_opd.errors import UserError
 from trl_opd.evals.engines import Key
 from trl_opd.evals.files import read_json, read_rows
-from trl_opd.evals.store import MANIFEST, SUMMARY, generation_files, key_of, verdict_files
+from trl_opd.evals.store import FORMAT, MANIFEST, SUMMARY, generation_files, key_of, verdict_files
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,18 @@ def read_run(folder: Path) -> StoredRun:
     """Read a run's manifest, summary and verdicts.
 
     Raises:
-        UserError: The folder holds no run, a line is damaged, or a verdict is stored twice.
+        UserError: The folder holds no run or one of another format, a line is damaged, or a verdict is stored twice.
     """
     manifest = read_json(folder / MANIFEST)
     if manifest is None:
         inner = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
         remedy = f"it holds the runs {', '.join(inner)}, pass one of them" if inner else "check the path"
         raise UserError(f"{folder} holds no run (no {MANIFEST}): {remedy}.")
+    if manifest.get("format") != FORMAT:
+        raise UserError(
+            f"{folder} holds a run of format {manifest.get('format')}, and this version reads {FORMAT}: evaluate "
+            f"again, in another folder."
+        )
     verdicts: dict[Key, dict[str, Any]] = {}
     for file in verdict_files(folder, manifest.get("scoring", "")):
         for row in read_rows(file):

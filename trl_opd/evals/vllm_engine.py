@@ -59,8 +59,8 @@ class VLLMEngine:
     def __init__(self, model: str, options: EngineOptions | None = None) -> None:
         if importlib.util.find_spec("vllm") is None:
             raise UserError(
-                "vLLM is not installed here: install it (docs/vllm.md says how, on GPUs and on CPUs), or use --engine "
-                "transformers."
+                "vLLM is not installed here: pip install 'trl-opd[vllm]' in an environment of its own (docs/vllm.md), "
+                "or use --engine transformers."
             )
         self.options = options or EngineOptions()
         self.local = LocalModel(model, self.options)

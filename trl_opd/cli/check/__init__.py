@@ -101,15 +101,19 @@ def make_plan(argv: list[str]) -> Plan:
     """
     import torch
 
-    options, rest = _parser().parse_known_args(argv)
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
     for name in ("processes", "rows"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}, but must be at least 1.")
+    if options.json not in (None, "-") and not Path(options.json).absolute().parent.is_dir():
+        raise UserError(f"{options.json} cannot be written (its folder is not there); choose another file for --json.")
     named = rest.pop(0) if rest and not rest[0].startswith("-") else None
     rest = with_paths(rest)
     named = _method_of(rest) if named is None else named
     entry = method(named)
     train.check_recipe(rest, named)
+    train.check_flags(rest, entry.config, also=parser.flags())
     given = train.named_options(rest)
     options.elsewhere = not torch.cuda.is_available() and not _for_a_cpu(rest)
     if options.elsewhere:  # a recipe for GPUs is checked on a machine without one
@@ -123,7 +127,7 @@ def _parser() -> Parser:
     from trl_opd.cli.check.plan import ROWS
     from trl_opd.memory import STRATEGIES
 
-    parser = Parser(prog="trl-opd check", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="trl-opd check", add_help=False)
     parser.add_argument("--sample", action="store_true", default=None)
     parser.add_argument("--no-sample", dest="sample", action="store_false")
     parser.add_argument("--rows", type=int, default=ROWS)
@@ -151,6 +155,8 @@ def _method_of(options: list[str]) -> str:
     Raises:
         `UserError`: If neither says it.
     """
+    if options[-1:] == ["--config"]:
+        raise UserError("--config is followed by nothing; name a YAML file.")
     if "--config" not in options[:-1]:
         known = ", ".join(METHODS)
         raise UserError(f"Nothing to check: name a method ({known}) and a recipe, as in trl-opd check sdpo --config X.")

@@ -55,7 +55,7 @@ def _vllm(config: Any) -> tuple[str, str | None]:
         return _vllm_server(config)
     later = "vLLM in this process: compared with the trainer's log-probabilities after each copy of the weights"
     if find_spec("vllm") is None:
-        return later, "vLLM is not installed here, and use_vllm needs it; docs/vllm.md says how."
+        return later, "vLLM is not installed here: pip install 'trl-opd[vllm]', see docs/vllm.md."
     return later, None
 
 
