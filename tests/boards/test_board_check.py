@@ -86,6 +86,13 @@ def test_held_out_problems_that_are_trained_on(write_spec, tmp_path):
     assert check_training(board(write_spec, grpo, **limited, **held_out)) == []
 
 
+def test_a_board_is_planned_but_not_run_without_its_training_file(write_spec):
+    spec = board(write_spec, line("grpo", dataset_name="away.jsonl"), data={"dataset_name": "away.jsonl"})
+    assert check_training(spec, to_run=False) == ["the training rows, away.jsonl, which are not on this machine"]
+    with pytest.raises(UserError, match="There is no data file away"):
+        check_training(spec)
+
+
 def test_a_run_that_was_trained_by_hand_is_taken_over_if_its_settings_are_the_boards(write_spec, monkeypatch):
     monkeypatch.chdir(ROOT)
     spec = board(write_spec, line("grpo"), seeds=[0])

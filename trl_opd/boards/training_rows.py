@@ -45,15 +45,12 @@ def _file_sha256(path: Path, modified: int) -> str:
 
 
 def local_rows(data: dict[str, Any]) -> Iterable[dict[str, Any]] | None:
-    """The training rows as a `datasets.Dataset`, None where they are on the hub.
+    """The training rows as a `datasets.Dataset`, None where they are on the hub, or their file is not here.
 
     Raises:
-        UserError: if the file is not here, or does not hold what `data` says.
+        UserError: if the file does not hold what `data` says.
     """
-    name = data["dataset_name"]
-    if name != TESTBED and Path(name).suffix not in FILE_LOADERS:
-        return None
-    return load_training_data(DataArguments(**data))
+    return load_training_data(DataArguments(**data)) if fingerprint(data).get("sha256") else None
 
 
 def check_held_out(spec: BoardSpec, rows: Iterable[dict[str, Any]] | None) -> list[str]:
@@ -72,13 +69,13 @@ def check_held_out(spec: BoardSpec, rows: Iterable[dict[str, Any]] | None) -> li
         UserError: naming the benchmark and a problem; or that data which should be on this machine are not.
     """
     if rows is None:
-        return [f"the training rows of {spec.data['dataset_name']}, which are on the hub"]
+        return [f"the training rows, {spec.data['dataset_name']}, which are not on this machine"]
     trained = _texts(rows)
     unread = []
     for entry in [*([spec.validation] if spec.validation else []), *spec.evaluation]:
         problems = _problems(entry)
         if problems is None:
-            unread.append(f"the problems of {entry.benchmark}, which are on the hub")
+            unread.append(f"the problems of {entry.benchmark}, which are not on this machine")
             continue
         shared = [problem.id for problem in problems if problem.problem.strip() in trained]
         if shared:

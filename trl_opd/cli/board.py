@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None, launcher: Sequence[str] = LAUNCHER) 
     _require_extras()
     spec = load_spec(arguments.spec)
     if arguments.action in ("plan", "run"):
-        unchecked = _check(spec, launcher)
+        unchecked = _check(spec, launcher, to_run=arguments.action == "run")
     if arguments.action == "plan":
         print_plan(spec, unchecked, arguments.commands, console)
         return 0
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None, launcher: Sequence[str] = LAUNCHER) 
     return status
 
 
-def _check(spec: BoardSpec, launcher: Sequence[str]) -> list[str]:
+def _check(spec: BoardSpec, launcher: Sequence[str], to_run: bool) -> list[str]:
     """Everything that can be refused before the first run. Returns what could not be checked.
 
     Raises:
@@ -97,7 +97,7 @@ def _check(spec: BoardSpec, launcher: Sequence[str]) -> list[str]:
     if launcher is LAUNCHER:  # a stand-in for the trainer has options of its own
         from trl_opd.cli.board_check import check_training  # imports torch and TRL
 
-        unchecked = check_training(spec)
+        unchecked = check_training(spec, to_run)
     for run in plan_runs(spec):
         check_identity(run)
     return unchecked

@@ -8,7 +8,7 @@ from trl_opd.boards.commands import train_arguments
 from trl_opd.boards.files import read_json
 from trl_opd.boards.runs import TRAIN, Run, Stage, plan_runs, write_identity
 from trl_opd.boards.spec import BoardSpec, MethodSpec
-from trl_opd.boards.training_rows import check_held_out, local_rows
+from trl_opd.boards.training_rows import check_held_out, fingerprint, local_rows
 from trl_opd.cli import train
 from trl_opd.cli.check.plan import Plan
 from trl_opd.errors import UserError
@@ -17,12 +17,18 @@ from trl_opd.errors import UserError
 OPEN_ENDED_SCHEDULES = ("constant", "constant_with_warmup")
 
 
-def check_training(spec: BoardSpec) -> list[str]:
+def check_training(spec: BoardSpec, to_run: bool = True) -> list[str]:
     """Parse every method's command as `trl-opd train` does, and refuse what it would refuse, before the first run.
 
     Beside options, that is a method without its teacher, a model that is not there, batches that make the same number
     of steps another budget, and held-out problems that are trained on. A folder with a run that was trained by hand
     with the very same settings is taken over.
+
+    Args:
+        spec (`BoardSpec`):
+            The board.
+        to_run (`bool`):
+            Whether it is about to be run; a board is also planned where its training file is not.
 
     Returns:
         `list[str]`: What could not be checked, in words.
@@ -32,6 +38,8 @@ def check_training(spec: BoardSpec) -> list[str]:
     """
     sizes = {}
     rows = local_rows(spec.data)
+    if to_run and fingerprint(spec.data).get("sha256", "") is None:
+        raise UserError(f"There is no data file {spec.data['dataset_name']}: check `dataset_name` in `data`.")
     for method in spec.methods:
         data, config, model = _parsed(spec, method)
         _check_settings(method, data, config, model, rows)

@@ -43,7 +43,7 @@ def detectable(spec: BoardSpec) -> str:
     """What the design can show, in words: by the board's own runs where a report has measured them, or else assumed."""
     (benchmark,) = load_suite(spec.primary.benchmark)
     problems, answers = spec.primary.limit or benchmark.rows, spec.primary.n or benchmark.protocol.n
-    design = f"{len(spec.seeds)} seeds x {problems} problems x {answers} answers"
+    design = f"{len(spec.seeds)} seed{'s' * (len(spec.seeds) > 1)} x {problems} problems x {answers} answers"
     stored = (read_json(spec.folder / "results.json") or {}).get("design", {})
     measured = [stored.get(key) for key in ("seeds", "problems", "answers")] == [len(spec.seeds), problems, answers]
     if measured and stored.get("smallest_detectable") is not None:
@@ -55,7 +55,7 @@ def detectable(spec: BoardSpec) -> str:
             f"{100 * TYPICAL.problem:g} points between problems in what a method gains"
         )
     if smallest is None:
-        return f"{design}: one seed says nothing about methods, whatever the difference"
+        return f"{design}: with one seed, differences are about the runs and say nothing of the methods"
     return f"{design} find a true difference of {100 * smallest:.1f} points with 80 % power, {source}"
 
 
@@ -92,7 +92,7 @@ def _rows(spec: BoardSpec) -> str:
     if "revision" in found:
         revision = found["revision"]
         return f"{found['name']} at " + (revision or "no fixed revision: name one with `dataset_revision` in `data`")
-    return f"{found['name']}, SHA-256 {found['sha256']}"
+    return f"{found['name']}, SHA-256 {found['sha256'] or 'unknown: the file is not here'}"
 
 
 def _unit(spec: BoardSpec) -> str:
