@@ -35,10 +35,10 @@ def test_the_boards_of_the_testbed_are_accepted(path, monkeypatch):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([line("grpo", leaning_rate=0.1)], "grpo: There is no option --leaning_rate (did you mean 'learning_rate'?)"),
+        ([line("grpo", leaning_rate=0.1)], "grpo: There is no option --leaning_rate (did you mean '--learning_rate'?)"),
         ([line("grpo", teacher_update_rate=0.1)], "grpo: There is no option --teacher_update_rate"),
         ([line("grpo"), line("opd", teacher_model_name_or_path="../none/here")], "opd: There is no model in"),
-        ([line("grpo", beta="high")], "grpo: argument --beta"),
+        ([line("grpo", beta="high")], "grpo: --beta: invalid float value"),
         ([line("grpo", num_generations=1)], "grpo: grpo compares the rollouts of one prompt"),
         ([line("grpo"), line("opd", per_device_train_batch_size=32)], "as many rollouts (or examples) a step"),
         ([line("grpo"), line("sft", gradient_accumulation_steps=2)], "grpo 64, sft 128"),
@@ -47,9 +47,7 @@ def test_the_boards_of_the_testbed_are_accepted(path, monkeypatch):
 def test_settings_that_the_trainer_would_refuse(write_spec, lines, message):
     with pytest.raises(UserError) as caught:
         check_training(board(write_spec, *lines))
-    assert message.replace("as many", "the same number of") in str(caught.value).replace(
-        "as many", "the same number of"
-    )
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
