@@ -198,6 +198,7 @@ def test_a_push_takes_the_card_along_and_no_secret(tmp_path, tokenizer, dataset,
 
 
 @pytest.mark.vllm
+@pytest.mark.timeout(1000)  # an engine starts in a minute on an idle machine
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed in this environment")
 def test_vllm_answers_as_transformers_does(tmp_path):
     from datasets import Dataset
@@ -220,7 +221,7 @@ def test_vllm_answers_as_transformers_does(tmp_path):
     ]
     # In a process of its own: an engine leaves threads and groups behind.
     done = subprocess.run(
-        [sys.executable, "-c", VLLM, str(tmp_path / "model"), repr(ids)], capture_output=True, text=True, timeout=280
+        [sys.executable, "-c", VLLM, str(tmp_path / "model"), repr(ids)], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert eval(done.stdout.strip().splitlines()[-1]) == here
