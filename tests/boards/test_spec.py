@@ -1,10 +1,11 @@
 """Mistakes in a spec are told in one sentence before anything starts."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from trl_opd.boards.commands import eval_arguments
+from trl_opd.boards.commands import eval_arguments, model_options, short
 from trl_opd.boards.spec import load_spec
 from trl_opd.errors import UserError
 
@@ -180,14 +181,31 @@ def test_missing_and_broken_files(tmp_path):
 @pytest.mark.parametrize(
     "path", sorted((Path(__file__).parents[2] / "leaderboards").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_the_boards_of_the_repository_load(path):
-    assert load_spec(path).name == path.stem
+def test_the_boards_of_the_repository_load(path, tmp_path):
+    """In a repository with the folder of data that some of them read, which whoever clones it must fetch."""
+    (tmp_path / "leaderboards").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "trainers").symlink_to(path.parents[1] / "trainers")
+    copied = shutil.copy(path, tmp_path / "leaderboards")
+    assert load_spec(copied).name == path.stem
 
 
 def test_template_variables_reach_the_evaluation_and_change_nothing_where_there_are_none(write_spec):
     thinking = {"benchmark": "aime2025", "purpose": "secondary", "chat_template_kwargs": {"enable_thinking": False}}
     spec = load_spec(write_spec(evaluation=[ARITHMETIC, thinking]))
-    plain, asked = (eval_arguments(spec, entry, "model", Path("out")) for entry in spec.evaluation)
+    plain, asked = (eval_arguments(spec, entry, {"model": "model"}, Path("out")) for entry in spec.evaluation)
     assert asked[asked.index("--chat_template_kwargs") + 1] == '{"enable_thinking": false}'
     assert "chat_template_kwargs" not in spec.evaluation[0].settings()
     assert "--chat_template_kwargs" not in plain
+
+
+def test_a_run_with_an_adapter_is_evaluated_on_the_base_model_with_it(write_spec, tmp_path):
+    trained = tmp_path / "train" / "model"
+    methods = [method(overrides={"use_peft": True}), method(name="whole")]
+    spec = load_spec(write_spec(methods=methods, baseline="whole", dtype="bfloat16"))
+    adapter, whole = (model_options(spec, line, trained) for line in spec.methods)
+    assert adapter == {"model": spec.base_model, "adapter": short(trained)}
+    assert whole == {"model": short(trained)}
+    command = eval_arguments(spec, spec.primary, adapter, tmp_path)
+    assert command[command.index("--adapter") + 1] == short(trained)
+    assert command[command.index("--dtype") + 1] == "bfloat16"

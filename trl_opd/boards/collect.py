@@ -167,7 +167,7 @@ def _as_asked(spec: BoardSpec, record: RunRecord) -> RunRecord:
 
 
 def _entry(spec: BoardSpec, entry: Any) -> dict[str, Any]:
-    return entry.settings() | {"engine": spec.engine}
+    return entry.settings() | spec.drawing
 
 
 def _emptied(record: RunRecord) -> RunRecord:

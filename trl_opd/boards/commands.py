@@ -53,10 +53,17 @@ def train_arguments(
     return ("train", method.method, *_written(options | method.overrides | board_options(spec)))
 
 
-def eval_arguments(spec: BoardSpec, entry: EvaluationSpec, model: str, folder: Path) -> tuple[str, ...]:
-    """`eval --model ... --output_dir ...`, without the program's name."""
-    options = {"model": model, "output_dir": short(folder), "engine": spec.engine, **entry.settings()}
+def eval_arguments(spec: BoardSpec, entry: EvaluationSpec, model: dict[str, str], folder: Path) -> tuple[str, ...]:
+    """`eval --model ... --output_dir ...`, without the program's name; `model` is what `model_options` gives."""
+    options = model | {"output_dir": short(folder)} | spec.drawing | entry.settings()
     return ("eval", *_written(options | {"data_dir": entry.data_dir and short(entry.data_dir)}))
+
+
+def model_options(spec: BoardSpec, method: MethodSpec, trained: Path) -> dict[str, str]:
+    """The options that name a trained model: its folder, or the base model and the folder of its adapter."""
+    if method.trains_an_adapter:
+        return {"model": spec.base_model, "adapter": short(trained)}
+    return {"model": short(trained)}
 
 
 def short(path: Path) -> str:

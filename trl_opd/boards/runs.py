@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_opd.boards.choices import BEST, LAST, Choice, read_choice
-from trl_opd.boards.commands import eval_arguments, short, train_arguments
+from trl_opd.boards.commands import eval_arguments, model_options, train_arguments
 from trl_opd.boards.files import content_hash, read_json, write_json
 from trl_opd.boards.records import read_yaml
 from trl_opd.boards.spec import BASE_RUN, BoardSpec, EvaluationSpec, MethodSpec
@@ -127,7 +127,7 @@ def plan_runs(spec: BoardSpec) -> list[Run]:
     partial board already compares all methods. Cheap: ask again after every stage.
     """
     base = spec.runs_folder / BASE_RUN
-    stages = tuple(_evaluation(spec, entry, base, spec.base_model) for entry in spec.evaluation)
+    stages = tuple(_evaluation(spec, entry, base, {"model": spec.base_model}) for entry in spec.evaluation)
     runs = [Run(BASE_RUN, BASE, None, None, None, base, stages, {"base_model": spec.base_model})]
     trials = {method.name: trial_runs(spec, method) for method in spec.methods}
     runs += [trial for line in trials.values() for trial in line]
@@ -228,7 +228,7 @@ def _final_run(spec: BoardSpec, method: MethodSpec, seed: int, trials: list[Run]
         blocked = f"all its trials failed: {choice.trials[-1].error}" if failed else None
         return Run(name, FINAL, method, seed, None, folder, (), identity, every, blocked)
     train = _training(spec, method, folder, seed, rate)
-    stages = (train, *_evaluations(spec, folder, train))
+    stages = (train, *_evaluations(spec, method, folder, train))
     return Run(name, FINAL, method, seed, rate, folder, stages, identity)
 
 
@@ -237,16 +237,17 @@ def _training(spec: BoardSpec, method: MethodSpec, folder: Path, seed: int, rate
     return Stage(TRAIN, folder / "train", folder / "train.log", arguments)
 
 
-def _evaluations(spec: BoardSpec, folder: Path, train: Stage) -> list[Stage]:
+def _evaluations(spec: BoardSpec, method: MethodSpec, folder: Path, train: Stage) -> list[Stage]:
     """The suite on the checkpoint that the board's rule picks, and the primary benchmark on the other one.
 
     They are the same where the last checkpoint is the best. Which is the best is known once training is finished.
     """
     last, best = train.folder / "model", _best_model(spec, train)
+    models = {LAST: model_options(spec, method, last)}
     if best is None:
-        return [_evaluation(spec, entry, folder, short(last)) for entry in spec.evaluation]
+        return [_evaluation(spec, entry, folder, models[LAST]) for entry in spec.evaluation]
     published, other = (BEST, LAST) if spec.checkpoint.rule == BEST else (LAST, BEST)
-    models = {LAST: short(last), BEST: short(best)}
+    models[BEST] = model_options(spec, method, best)
     stages = [_evaluation(spec, entry, folder, models[published], published) for entry in spec.evaluation]
     return [*stages, _evaluation(spec, spec.primary, folder, models[other], other)]
 
@@ -260,8 +261,10 @@ def _best_model(spec: BoardSpec, train: Stage) -> Path | None:
     return None if best in (None, stored["steps"]) else train.folder / f"checkpoint-{best}"
 
 
-def _evaluation(spec: BoardSpec, entry: EvaluationSpec, run_folder: Path, model: str, checkpoint: str = LAST) -> Stage:
-    key = f"{entry.benchmark}-{content_hash(entry.settings() | {'engine': spec.engine})[:8]}"
+def _evaluation(
+    spec: BoardSpec, entry: EvaluationSpec, run_folder: Path, model: dict[str, str], checkpoint: str = LAST
+) -> Stage:
+    key = f"{entry.benchmark}-{content_hash(entry.settings() | spec.drawing)[:8]}"
     output_dir = run_folder / ("evaluations" if checkpoint == LAST else f"evaluations-{checkpoint}") / key
     log = run_folder / (f"eval-{key}.log" if checkpoint == LAST else f"eval-{checkpoint}-{key}.log")
     arguments = eval_arguments(spec, entry, model, output_dir)

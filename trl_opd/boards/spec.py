@@ -57,6 +57,11 @@ class MethodSpec:
         """The recipe with the overrides laid over it."""
         return read_yaml(self.recipe) | self.overrides
 
+    @property
+    def trains_an_adapter(self) -> bool:
+        """Whether a run's model is an adapter of the base model."""
+        return self.settings().get("use_peft") is True
+
 
 @dataclass(frozen=True)
 class BudgetSpec:
@@ -190,6 +195,8 @@ class BoardSpec:
             Caveats, printed with the table and on the page.
         engine (`str`):
             What draws the answers of the evaluations: `transformers` or `vllm`.
+        dtype (`str`, *optional*):
+            Precision of the evaluations; None leaves the engine's own.
         launch (`LaunchSpec`):
             Where the runs are launched, and how many at a time.
         environment (`dict[str, str]`):
@@ -215,10 +222,16 @@ class BoardSpec:
     checkpoint: CheckpointSpec = field(default_factory=CheckpointSpec)
     notes: list[str] = field(default_factory=list)
     engine: str = "transformers"
+    dtype: str | None = None
     launch: LaunchSpec = field(default_factory=LaunchSpec)
     environment: dict[str, str] = field(default_factory=lambda: {"OMP_NUM_THREADS": "1"})
     output_dir: Path | None = None
     path: Path = Path()
+
+    @property
+    def drawing(self) -> dict[str, str]:
+        """How the answers of the evaluations are drawn: the same for all of the board."""
+        return {"engine": self.engine} | ({} if self.dtype is None else {"dtype": self.dtype})
 
     @property
     def folder(self) -> Path:

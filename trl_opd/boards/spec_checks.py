@@ -24,6 +24,7 @@ from trl_opd.boards.spec import (
 from trl_opd.data import DataArguments
 from trl_opd.defaults import default_of
 from trl_opd.errors import UserError
+from trl_opd.evals.engines import DTYPES
 from trl_opd.evals.suites import load_suite
 from trl_opd.methods import method as find_method
 
@@ -77,6 +78,7 @@ def _check_names(spec: BoardSpec) -> None:
 def _check_choices(spec: BoardSpec) -> None:
     for what, value, known in (
         ("engine", spec.engine, ENGINES),
+        ("dtype", spec.dtype, (None, *DTYPES)),
         ("budget: `unit`", spec.budget.unit, UNITS),
         ("checkpoint: `rule`", spec.checkpoint.rule, RULES),
         *((f"{method.name}: `kind`", method.kind, KINDS) for method in spec.methods),
