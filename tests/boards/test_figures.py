@@ -133,6 +133,7 @@ def test_page_and_files_share_one_palette():
 def test_numbers_are_written_for_people():
     assert table.percent(0.12345) == "12.3"
     assert (table.points(-0.031), table.points(0.031)) == ("\N{MINUS SIGN}3.1", "+3.1")
+    assert (table.points(-0.0004), table.points(-0.0)) == ("+0.0", "+0.0")
     assert (table.tokens(950), table.tokens(122_880), table.tokens(2_500_000)) == ("950", "123 k", "2.5 M")
     assert (table.memory(None), table.memory(312 * 2**20)) == ("-", "312 MiB")
     assert (table.duration(61), table.duration(600), table.duration(9000)) == ("61 s", "10 min", "2.5 h")

@@ -191,12 +191,14 @@ def test_paths_and_hosts_are_taken_out(monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: "node-17")
     told = {
         "error": f"No space left: {Path.cwd()}/out/a.bin on node-17",
+        "last": "/usr/lib/a.c:/usr/lib/b.c: see file:///usr/share/doc/x",
         "command": ["/usr/lib/python3/site/x.py", "--template", "{sections}Again:\n{prompt}"],
         "source": "https://huggingface.co/papers/2402.03300",
         "ratio": 1 / 2,
     }
     assert scrubbed(told) == {
         "error": "No space left: out/a.bin on <host>",
+        "last": "<path>/a.c:<path>/b.c: see file://<path>/x",
         "command": ["<path>/x.py", "--template", "{sections}Again:\n{prompt}"],
         "source": "https://huggingface.co/papers/2402.03300",
         "ratio": 0.5,

@@ -125,6 +125,16 @@ def test_no_difference_on_any_problem_is_no_proof_of_equality():
     assert (result.p, result.verdict) == (1.0, NOT_DISTINGUISHABLE)
 
 
+def test_seeds_that_are_alike_by_chance_are_no_proof_of_a_difference():
+    """One seed solves what the other misses: no variance over seeds, and none is left over problems."""
+    arm = Arm(np.array([[1, 1, 1, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1, 0, 0]], dtype=bool)[:, :, None])
+    baseline = Arm(np.array([[1, 1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1, 1]], dtype=bool)[:, :, None])
+    found = difference(arm, baseline)
+    paired = reference.ttest_rel(arm.by_problem, baseline.by_problem)
+    assert found.p == pytest.approx(paired.pvalue)
+    assert found.low < 0 < found.high
+
+
 def test_holm_matches_the_definition():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]

@@ -29,7 +29,7 @@ from trl_opd.errors import UserError
 
 RECORD, LOG, TRIALS, PROMPTS = "record.json", "log.jsonl.gz", "trials.json", "prompts"
 #: An absolute path of two parts or more that is no part of an address on the net.
-_PATH = re.compile(r"(?<![\w.:/<>])/(?:[^\s/'\"]+/)+")
+_PATH = re.compile(r"(?:(?<![\w./<>])|(?<=file://))/(?:[^\s/:'\"]+/)+")
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ than seeds 0 and 1 do, so the seed variances of the two methods add, as in Welch
     problems  V_p = var_i(mean difference on problem i) / N  -  V_r     (not below 0)
 
 where V_r is the seed x problem and decoding part, which var_i and V_s both hold and which is therefore taken out once.
+Few seeds on few problems may have equal means by chance, and V_s + V_p would be 0: V_r then stays in V_p.
 The interval is Student's, with Satterthwaite's degrees of freedom (1946, https://doi.org/10.2307/3002019; S - 1 for
 each method's seeds, N - 1 for the problems):
 
@@ -158,6 +159,8 @@ def contrast(*signed_arms: tuple[int, Arm], fixed_runs: bool = False) -> Contras
     per_problem = sum(sign * arm.by_problem for sign, arm in signed_arms)
     problems = len(per_problem)
     problems_variance = max(per_problem.var(ddof=1) / problems - residuals, 0.0)
+    if sum(seed_variances) + problems_variance == 0:
+        problems_variance = per_problem.var(ddof=1) / problems
     seeds_df = [len(table) - 1 for table in seeded]
     df, tail_df = degrees_of_freedom(np.array(seed_variances), np.array(seeds_df), problems_variance, problems - 1)
     return Contrast(

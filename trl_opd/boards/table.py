@@ -14,8 +14,8 @@ def percent(value: float | None) -> str:
 
 
 def points(value: float | None) -> str:
-    """A signed difference in percentage points."""
-    return ABSENT if value is None else f"{100 * value:+.1f}".replace("-", MINUS)
+    """A signed difference in percentage points; what rounds to nothing is +0.0."""
+    return ABSENT if value is None else f"{100 * value:+z.1f}".replace("-", MINUS)
 
 
 def p_text(value: float | None) -> str:

@@ -15,7 +15,7 @@ function element(tag, attributes = {}, ...children) {
 
 const MINUS = "\u2212";
 const percent = (value) => (100 * value).toFixed(1);
-const points = (value) => (value < 0 ? MINUS : "+") + Math.abs(100 * value).toFixed(1);
+const points = (value) => (value <= -0.0005 ? MINUS : "+") + Math.abs(100 * value).toFixed(1);
 function scaled(value, step, units) {
   let power = 0;
   while (Math.abs(value) >= step && power < units.length - 1) { value /= step; power += 1; }
