@@ -68,6 +68,7 @@ def stage(out: Path) -> None:
     homes |= {pages / name: ROOT / source for name, source in ELSEWHERE.items()}
     for page, source in sorted(homes.items()):
         _write(page, _prose(source.read_text(), lambda text, s=source: formulas(relinked(text, s, shown), s)))
+    _add_boards(pages)
     for path in sorted(shown):
         _write(pages / _source_page(path), _source_text(path))
     commands, modules = list(_command_pages()), list(_module_pages())
@@ -156,6 +157,24 @@ def _source_text(path: Path) -> str:
 
 def _is_tracked(path: Path) -> bool:
     return "__pycache__" not in path.parts and "runs" not in path.parts
+
+
+def _add_boards(pages: Path) -> None:
+    """The tables of the published boards under their page's last heading, beside copies of their own pages."""
+    parts = []
+    for table in sorted((ROOT / "leaderboards").glob("*/table.md")):
+        if not (table.parent / "records").is_dir():
+            continue  # made here and not published
+        name = table.parent.name
+        shutil.copytree(table.parent / "figures", pages / "boards" / name, dirs_exist_ok=True)
+        shutil.copy(table.parent / "board.html", pages / "boards" / name / "board.html")
+        title, _, text = table.read_text().partition("\n")
+        drawn = (pages / "boards" / name / "forest.svg").exists()
+        forest = f"![Differences to the baseline, with intervals](boards/{name}/forest.svg)\n" if drawn else ""
+        link = f'<a href="boards/{name}/board.html">The whole page</a>, and its spec `leaderboards/{name}.yaml`.'
+        parts.append(f"#{title}\n\n{link}\n\n{forest}{text}")
+    page = pages / "boards.md"
+    _write(page, page.read_text() + "\n" + "\n".join(parts))
 
 
 def _command_pages() -> Iterator[tuple[str, str]]:

@@ -8,8 +8,11 @@ import json
 import os
 import queue
 import sys
+import tempfile
 import threading
 from typing import Any, TextIO
+
+import torch
 
 
 def main() -> None:
@@ -69,8 +72,24 @@ def _load(settings: dict[str, Any]) -> tuple[Any, Any]:
     from vllm.lora.request import LoRARequest
 
     adapter = settings.pop("adapter")
+    if settings.pop("merge", False):
+        # The weights are in memory once the engine is made, and the files in the way.
+        with tempfile.TemporaryDirectory(prefix="trl-opd-merged-") as folder:
+            _merge(settings["model"], adapter, settings["dtype"], folder)
+            return LLM(**settings | {"model": folder}).llm_engine, None
     request = None if adapter is None else LoRARequest("adapter", 1, adapter)
     return LLM(**settings).llm_engine, request
+
+
+def _merge(model: str, adapter: str, dtype: str, folder: str) -> None:
+    """Save the model with the adapter merged, in float32 and rounded once."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = AutoModelForCausalLM.from_pretrained(model, dtype="float32")
+    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    merged.to(dtype=getattr(torch, dtype)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
 
 
 def _read(requests: "queue.Queue[dict[str, Any]]") -> None:
