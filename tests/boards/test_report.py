@@ -20,7 +20,7 @@ from trl_opd.boards.report import write_report
 from trl_opd.boards.results import build_results
 from trl_opd.boards.runner import run_board
 from trl_opd.boards.schema import Results
-from trl_opd.boards.spec import load_spec
+from trl_opd.boards.spec import CheckpointSpec, EvaluationSpec, ValidationSpec, load_spec
 from trl_opd.boards.table import render_table
 from trl_opd.cli.board import main
 from trl_opd.errors import UserError
@@ -255,6 +255,53 @@ def test_runs_on_other_rows_are_kept_apart(spec):
     results = build_results(spec, collect(spec))
     assert next(row for row in results["rows"] if row["name"] == "opd")["finished"] == 1
     assert any("opd-seed1 was made with other settings (rows)" in warning for warning in results["warnings"])
+
+
+def test_the_last_checkpoint_does_not_stand_for_the_best(spec):
+    publish(spec)
+    shutil.rmtree(spec.runs_folder)
+    for seed, validation in ((0, [[10, 0.9], [30, 0.1]]), (1, [[10, 0.1], [30, 0.9]])):
+        path = records_folder(spec) / f"opd-seed{seed}" / "record.json"
+        stored = json.loads(path.read_text())
+        stored["training"]["validation"] = validation
+        path.write_text(json.dumps(stored))
+    last = build_results(replace(spec, validation=ValidationSpec("arithmetic_validation")), collect(spec))
+    row = next(row for row in last["rows"] if row["name"] == "opd")
+    assert row["finished"] == 2
+    assert row["checkpoint"]["best"] is None
+    assert "1 of 7 runs lack an evaluation: their others are in the numbers." in last["warnings"]
+    best = replace(spec, checkpoint=CheckpointSpec(rule="best"))
+    results = build_results(best, collect(best))
+    assert {run["name"] for run in results["runs"] if run["status"] != "finished"} == {"opd-seed0"}
+    assert [row["finished"] for row in results["rows"]] == [1, 2, 1, 2]
+
+
+def test_a_failure_after_the_suite_has_grown_is_shown(spec):
+    publish(spec)
+    more = [*spec.evaluation, EvaluationSpec("arithmetic_reading", n=2, limit=5, purpose="secondary")]
+    grown = replace(spec, evaluation=more)
+    state = {"status": "failed", "stage": "eval", "error": "the new one broke", "attempts": []}
+    (spec.runs_folder / "opd-seed0" / "state.json").write_text(json.dumps(state))
+    runs = {run["name"]: run for run in results_of(grown)["runs"]}
+    assert (runs["opd-seed0"]["status"], runs["opd-seed0"]["error"]) == ("failed", "the new one broke")
+    assert runs["opd-seed0"]["accuracy"] is not None
+
+
+def test_a_choice_that_the_trials_do_not_give_is_kept_apart(write_spec, launcher):
+    trials = {"trials": {"learning_rates": [0.0001, 0.0003]}, "checkpoint": {"every": 10}, "seeds": [0]}
+    methods = [{"name": "grpo", "method": "grpo", "recipe": "recipes/fake.yaml"}]
+    spec = load_spec(write_spec(**trials, methods=methods, validation={"benchmark": "arithmetic_validation", "n": 1}))
+    assert run_board(spec, launcher) == 0
+    assert [trial["chosen"] for trial in rows_of(spec)["grpo"]["trials"]] == [True, False]
+    assert not any("kept apart" in warning for warning in results_of(spec)["warnings"])
+    path = records_folder(spec) / "trials.json"
+    shutil.rmtree(spec.runs_folder)
+    path.write_text(
+        path.read_text().replace('"learning_rate": 0.0001,\n  "trials"', '"learning_rate": 0.0003,\n  "trials"')
+    )
+    found = collect(spec)
+    assert found.trials == {}
+    assert found.apart == ["What the trials of grpo chose is not what their records give: it is kept apart."]
 
 
 def test_damaged_verdicts_are_an_error_not_a_smaller_board(spec):

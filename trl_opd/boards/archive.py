@@ -23,9 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trl_opd.boards.choices import BEST, LAST
 from trl_opd.boards.files import read_json, write_bytes, write_json
 from trl_opd.boards.spec import BoardSpec
 from trl_opd.errors import UserError
+from trl_opd.state import best_step
 
 RECORD, LOG, TRIALS, PROMPTS = "record.json", "log.jsonl.gz", "trials.json", "prompts"
 #: An absolute path of two parts or more that is no part of an address on the net.
@@ -102,6 +104,11 @@ class RunRecord:
     def evaluation(self, key: str, checkpoint: str) -> Evaluation | None:
         """The evaluation of one checkpoint; None where there is none."""
         return next((one for one in self.evaluations if (one.key, one.checkpoint) == (key, checkpoint)), None)
+
+    def picked_by(self, rule: str) -> str:
+        """The checkpoint that a rule picks: "best" only where validation knows one that is not the last."""
+        best = best_step(self.training.get("validation", []))
+        return LAST if rule == LAST or best in (None, self.training.get("steps")) else BEST
 
 
 def records_folder(spec: BoardSpec) -> Path:

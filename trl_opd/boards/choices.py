@@ -7,6 +7,7 @@ from typing import Any
 
 from trl_opd.boards.files import content_hash, read_json, write_json
 from trl_opd.boards.spec import BoardSpec, MethodSpec
+from trl_opd.state import best_step
 
 LAST, BEST = "last", "best"
 
@@ -39,6 +40,13 @@ class Choice:
 
     learning_rate: float | None
     trials: tuple[Trial, ...]
+
+
+def judged(validation: Sequence[Sequence[float]], rule: str) -> float | None:
+    """The accuracy of the checkpoint that the board's rule picks of `[step, accuracy]` pairs; None without any."""
+    curve = {int(step): float(accuracy) for step, accuracy in validation}
+    step = best_step(list(curve.items())) if rule == BEST else max(curve, default=None)
+    return None if step is None else curve[step]
 
 
 def chosen_rate(trials: Sequence[Trial]) -> float | None:

@@ -14,11 +14,13 @@ from typing import Any
 
 from trl_opd.boards import archive
 from trl_opd.boards.archive import Evaluation, RunRecord
+from trl_opd.boards.choices import BEST, LAST, Trial, chosen_rate, judged
 from trl_opd.boards.files import content_hash, read_json, read_rows
 from trl_opd.boards.runs import (
     EVAL,
     FINISHED,
     MISSING,
+    TRAIN,
     TRIAL,
     UNFINISHED,
     WAITING,
@@ -108,26 +110,29 @@ def collect(spec: BoardSpec) -> Collection:
     records, told = _with_the_same_rows(records)
     records = [_as_asked(spec, record) for record in records]
     keys = [spec.benchmark_key(entry) for entry in spec.evaluation]
+    trials, other_trials = _trials_of(spec, records)
     return Collection(
         records=records,
         not_comparable=_not_comparable(records, keys),
-        trials=archive.read_trials(spec),
+        trials=trials,
         prompts={key: archive.read_prompts(spec, key) for key in keys},
-        apart=apart + told,
+        apart=apart + told + other_trials,
     )
 
 
 def _to_write(spec: BoardSpec, run: Run) -> bool:
+    """Whether the folder of a run is taken: where it is finished, or where no finished record would lose by it."""
     state = status_of(run).state
     if state in (MISSING, WAITING):
         return False
     stored = archive.read_record(spec, run.name)
-    return (
-        state == FINISHED
-        or stored is None
-        or stored.status != FINISHED
-        or bool(_differences(stored.identity, run.identity))
-    )
+    if state == FINISHED or stored is None or stored.status != FINISHED or _differences(stored.identity, run.identity):
+        return True
+    kept = _as_asked(spec, stored)  # a spec that asks for more than before makes it unfinished
+    here = [stage for stage in run.stages if stage.is_finished()]
+    evaluated = {(spec.benchmark_key(stage.entry), stage.checkpoint) for stage in here if stage.kind == EVAL}
+    trained = all(stage in here for stage in run.stages if stage.kind == TRAIN)
+    return kept.status != FINISHED and trained and evaluated >= {(one.key, one.checkpoint) for one in kept.evaluations}
 
 
 def _differences(stored: dict[str, Any], planned: dict[str, Any]) -> list[str]:
@@ -161,9 +166,33 @@ def _as_asked(spec: BoardSpec, record: RunRecord) -> RunRecord:
     """The record with the evaluations that the spec asks for; one that lacks some is not finished."""
     asked = {spec.benchmark_key(entry): _entry(spec, entry) for entry in spec.evaluation}
     found = [one for one in record.evaluations if asked.get(one.key) == one.entry]
-    if record.status == FINISHED and record.role != TRIAL and {one.key for one in found} != asked.keys():
+    wanted = {(key, record.picked_by(spec.checkpoint.rule)) for key in asked}
+    wanted |= {(spec.benchmark_key(spec.primary), record.picked_by(rule)) for rule in (LAST, BEST)}
+    made = {(one.key, one.checkpoint) for one in found}
+    if record.status == FINISHED and record.role != TRIAL and not wanted <= made:
         return replace(record, evaluations=found, status=UNFINISHED, stage=EVAL)
     return replace(record, evaluations=found)
+
+
+def _trials_of(spec: BoardSpec, records: Sequence[RunRecord]) -> tuple[dict[str, Any], list[str]]:
+    """What the trials of each line chose, where the records of these trials give the same; and what is kept apart."""
+    kept, apart = {}, []
+    for name, choice in archive.read_trials(spec).items():
+        trials = [one for one in records if one.role == TRIAL and one.line == name]
+        again = [_judged(spec, one) for one in trials]
+        told = [(one["run"], one["learning_rate"], one["validation"]) for one in choice["trials"]]
+        if [(one.run, one.learning_rate, one.validation) for one in again] == told and (
+            choice["learning_rate"] == chosen_rate(again)
+        ):
+            kept[name] = choice
+        else:
+            apart.append(f"What the trials of {name} chose is not what their records give: it is kept apart.")
+    return kept, apart
+
+
+def _judged(spec: BoardSpec, record: RunRecord) -> Trial:
+    validation = record.training.get("validation", []) if record.status == FINISHED else []
+    return Trial(record.name, record.learning_rate, judged(validation, spec.checkpoint.rule), record.status)
 
 
 def _entry(spec: BoardSpec, entry: Any) -> dict[str, Any]:

@@ -102,9 +102,8 @@ class ResultsBuilder:
         }
 
     def published(self, record: RunRecord, key: str) -> Evaluation | None:
-        """The evaluation of the checkpoint that the board's rule picks; the last where that is the best."""
-        picked = record.evaluation(key, self.spec.checkpoint.rule) or record.evaluation(key, LAST)
-        return picked if picked is not None and self.found.counts(record, key) else None
+        """The evaluation of the checkpoint that the board's rule picks, where it is in the numbers."""
+        return self._picked(record, key) if self.found.counts(record, key) else None
 
     def evaluations(self, name: str, key: str) -> list[tuple[RunRecord, Evaluation]]:
         """The runs of a line that are in the numbers of a benchmark."""
@@ -178,7 +177,7 @@ class ResultsBuilder:
         }
 
     def _checkpoint_score(self, counted: list[RunRecord], which: str, steps: dict[str, int]) -> CheckpointScore | None:
-        made = [record.evaluation(self.primary, which) or record.evaluation(self.primary, LAST) for record in counted]
+        made = [record.evaluation(self.primary, record.picked_by(which)) for record in counted]
         value = mean([None if one is None else float(one.correct.mean()) for one in made])
         return None if value is None else {"mean": value, "steps": steps}
 
@@ -234,7 +233,7 @@ class ResultsBuilder:
         }
 
     def _run(self, record: RunRecord) -> RunResult:
-        made = {key: one for key in self.entries if (one := self._any(record, key)) is not None}
+        made = {key: one for key in self.entries if (one := self._picked(record, key)) is not None}
         scores = {key: float(one.correct.mean()) for key, one in made.items()}
         reasons = self.found.not_comparable.get(record.name, {})
         return {
@@ -261,8 +260,8 @@ class ResultsBuilder:
             "files": record.files,
         }
 
-    def _any(self, record: RunRecord, key: str) -> Evaluation | None:
-        return record.evaluation(key, self.spec.checkpoint.rule) or record.evaluation(key, LAST)
+    def _picked(self, record: RunRecord, key: str) -> Evaluation | None:
+        return record.evaluation(key, record.picked_by(self.spec.checkpoint.rule))
 
     def _data(self) -> dict[str, Any]:
         """The spec's rows; what they are is told by the runs that saw them, wherever the file lies by now."""
@@ -309,8 +308,11 @@ class ResultsBuilder:
         ]
         final = [record for line in self.lines.values() for record in line]
         unfinished = [record for record in final if record.status != FINISHED]
-        if unfinished:
-            told.append(f"{len(unfinished)} of {len(final)} runs are not in the numbers: they are not finished.")
+        partial = [record for record in unfinished if any(self.published(record, key) for key in self.entries)]
+        if absent := len(unfinished) - len(partial):
+            told.append(f"{absent} of {len(final)} runs are not in the numbers: they are not finished.")
+        if partial:
+            told.append(f"{len(partial)} of {len(final)} runs lack an evaluation: their others are in the numbers.")
         failed = sum(record.role == TRIAL and record.status == "failed" for record in self.found.records)
         if failed:
             told.append(f"{failed} learning-rate trial(s) failed: a rate that does not train was not chosen.")

@@ -1,9 +1,8 @@
 """Learning-rate trials: once all of a method's have ended, its rate is chosen and recorded."""
 
-from trl_opd.boards.choices import BEST, Choice, Trial, chosen_rate, write_choice
+from trl_opd.boards.choices import Choice, Trial, chosen_rate, judged, write_choice
 from trl_opd.boards.runs import FAILED, FINISHED, Run, choice_of, status_of, trial_runs, trials_identity, validation_of
 from trl_opd.boards.spec import BoardSpec
-from trl_opd.state import best_step
 
 SETTLED = (FINISHED, FAILED)
 
@@ -38,9 +37,7 @@ def settle_trials(spec: BoardSpec) -> list[str]:
 def trial_of(spec: BoardSpec, run: Run) -> Trial:
     """A trial as its files stand."""
     status = status_of(run)
-    curve = dict(validation_of(run)) if status.state == FINISHED else {}
-    step = best_step(list(curve.items())) if spec.checkpoint.rule == BEST else max(curve, default=None)
-    accuracy = None if step is None else curve[step]
+    accuracy = judged(validation_of(run), spec.checkpoint.rule) if status.state == FINISHED else None
     return Trial(run.name, run.learning_rate, accuracy, status.state, status.error)
 
 
