@@ -180,7 +180,7 @@ BAD = {
     "two updates in a round": (["--num_iterations", "2"], "2 updates"),
     "no round": (["--max_steps", "0"], "at least one round"),
     "checkpoints": (["--save_strategy", "steps"], "save_strategy: no"),
-    "mistyped": (["--max_stepps", "3"], "did you mean 'max_steps'"),
+    "mistyped": (["--max_stepps", "3"], "did you mean '--max_steps'"),
 }
 
 

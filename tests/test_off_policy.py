@@ -251,10 +251,14 @@ def test_a_drawing_without_a_right_completion_is_refused(tmp_path, dataset):
         RFTTrainer(BASE, nothing_right, drawing(tmp_path, draws=2, num_generations=2), train_dataset=dataset)
 
 
-@pytest.mark.parametrize(("method", "options", "status"), [("sft", {}, 0), ("rft", {}, 2)])
-def test_check_knows_methods_without_an_objective(method, options, status, tmp_path, capsys):
-    assert check.main([method, "--config", recipe(tmp_path, **options)]) == status
-    assert f"not estimated for {method}" in capsys.readouterr().out
+def test_check_knows_methods_without_an_objective(tmp_path, capsys):
+    assert check.main(["sft", "--config", recipe(tmp_path)]) == 0
+    assert "not estimated for sft" in capsys.readouterr().out
+
+
+def test_check_says_what_a_method_without_an_objective_is_refused_for(tmp_path, capsys):
+    assert check.main(["rft", "--config", recipe(tmp_path)]) == 2
+    assert "rft keeps what rewards call right" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_cache_has_no_use_for_them(tmp_path, capsys):

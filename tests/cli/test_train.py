@@ -123,7 +123,7 @@ BAD = {
     "unknown method": ("train opsdd", "did you mean 'opsd'"),
     "no recipe": ("train opsd --config missing.yaml", "There is no recipe missing.yaml"),
     "nothing after config": ("train opsd --config", "--config is followed by nothing"),
-    "unknown option": ("train opsd --config RECIPE --lerning_rate 1", "did you mean 'learning_rate'"),
+    "unknown option": ("train opsd --config RECIPE --lerning_rate 1", "did you mean '--learning_rate'"),
     "no model": ("train opsd --config RECIPE", "model_name_or_path is missing"),
     "wrong model path": ("train opsd --config RECIPE --model_name_or_path ./nowhere", "no config.json"),
     "wrong testbed model": ("train opsd --config RECIPE --model_name_or_path testbed/bse", "bse"),
