@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from trl_opd.boards.runs import check_identity, plan_runs
 from trl_opd.boards.spec import load_spec
@@ -49,6 +50,15 @@ def test_settings_that_the_trainer_would_refuse(write_spec, lines, message):
         check_training(board(write_spec, *lines))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_runs_that_would_share_all_gpus_are_refused_before_they_run(write_spec, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="2 GPUs are visible and `gpus_per_run` is 0"):
+        check_training(board(write_spec, line("grpo")))
+    check_training(board(write_spec, line("grpo")), to_run=False)
+    check_training(board(write_spec, line("grpo"), environment={"CUDA_VISIBLE_DEVICES": "1"}))
+    check_training(board(write_spec, line("grpo"), launch={"gpus_per_run": 1}))
 
 
 def test_a_method_without_its_teacher(write_spec, tmp_path):

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from tests.boards.conftest import spec_in
 from trl_opd.boards import runner
-from trl_opd.boards.attempts import attempts_of
+from trl_opd.boards.attempts import attempts_of, refuse_run
 from trl_opd.boards.collect import collect, publish
 from trl_opd.boards.results import build_results
 from trl_opd.boards.runner import last_words, run_board
@@ -263,6 +263,20 @@ def test_failed_trial_does_not_block_its_method(write_spec, launcher):
     before = starts(spec.runs_folder)
     run_board(spec, launcher)
     assert starts(spec.runs_folder) == before
+
+
+def test_trial_that_failed_under_a_stopped_board_is_tried_again_before_the_choice(write_spec, launcher):
+    trials = {
+        "trials": {"learning_rates": [0.0001, 0.0003], "seed": 100},
+        "validation": {"benchmark": "arithmetic_validation", "n": 1, "limit": 4},
+        "checkpoint": {"every": 10},
+    }
+    spec = load_spec(write_spec(methods=[GRPO], seeds=[0], launch={"workers": 1}, **trials))
+    failed = spec.runs_folder / "trial-grpo-lr0.0003"
+    failed.mkdir(parents=True)
+    refuse_run(failed, "train", "the machine went down")
+    assert run_board(spec, launcher) == 0
+    assert {status_of(run).state for run in plan_runs(spec)} == {FINISHED}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -134,6 +134,25 @@ def test_a_method_whose_trials_all_failed_is_a_failed_line_until_one_succeeds(wr
     assert named(spec, "grpo-seed1").learning_rate == 0.0001
 
 
+def test_a_failed_trial_that_will_be_tried_again_is_waited_for(write_spec):
+    spec = load_spec(write_spec(**CHOOSING))
+    finish_trials(spec, "opd", 0.5, None, 0.4)
+    assert settle_trials(spec, {"trial-opd-lr0.0003"}) == []
+    assert choice_of(spec, spec.methods[1]) is None
+    assert settle_trials(spec, {"trial-grpo-lr0.0003"})
+
+
+def test_several_devices_are_in_the_command_and_make_another_run(write_spec):
+    one, two = (load_spec(write_spec(launch={"gpus_per_run": count})) for count in (1, 2))
+    single, double = named(one, "grpo-seed0"), named(two, "grpo-seed0")
+    assert single.stages[0].command.startswith("trl-opd train grpo ")
+    assert double.stages[0].command.startswith("torchrun --standalone --nproc_per_node 2 --no-python trl-opd train ")
+    assert double.stages[1].command.startswith("trl-opd eval ")
+    finish_training(single)
+    with pytest.raises(UserError, match=r"made with other settings \(processes\)"):
+        check_identity(double)
+
+
 def test_a_choice_of_other_rates_does_not_count(write_spec):
     spec = load_spec(write_spec(**CHOOSING))
     finish_trials(spec, "grpo", 0.5, 0.7, 0.6)

@@ -26,7 +26,6 @@ from trl_opd.boards.progress import Display, show_progress
 from trl_opd.boards.runs import (
     FAILED,
     FINISHED,
-    TRAIN,
     Run,
     Stage,
     check_identity,
@@ -145,7 +144,8 @@ class _Queue:
 
     def _plan(self) -> None:
         """What is ready as the files stand now; a run that has begun goes on before others begin."""
-        for sentence in settle_trials(self.spec):
+        to_do = {run.name for run in plan_runs(self.spec) if run.next_stage() and run.name not in self.given_up}
+        for sentence in settle_trials(self.spec, to_do):
             self.display.event(sentence)
         self.runs = plan_runs(self.spec)
         out = self.active.keys() | self.given_up
@@ -209,11 +209,10 @@ class _Queue:
 
     def _job(self, run: Run, stage: Stage, attempt: int) -> Job:
         minutes = self.spec.launch.timeout_minutes
-        processes = self.spec.launch.gpus_per_run if stage.kind == TRAIN else 1
         return Job(
             name=f"{self.spec.name}/{run.name}/{stage.kind}",
             attempt=attempt,
-            argv=on_devices((*self.launcher, *stage.arguments), processes),
+            argv=on_devices((*self.launcher, *stage.arguments), stage.processes),
             command=stage.command,
             directory=Path.cwd(),
             folder=run.folder,

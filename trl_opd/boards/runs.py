@@ -44,6 +44,8 @@ class Stage:
             What an evaluation evaluates.
         checkpoint (`str`):
             Which checkpoint it evaluates: "last" or "best".
+        processes (`int`):
+            How many processes train together, each on a device of its own.
     """
 
     kind: str
@@ -52,11 +54,13 @@ class Stage:
     arguments: tuple[str, ...]
     entry: EvaluationSpec | None = None
     checkpoint: str = LAST
+    processes: int = 1
 
     @property
     def command(self) -> str:
         """The command to copy."""
-        return shlex.join(("trl-opd", *self.arguments))
+        torchrun = ("torchrun", "--standalone", "--nproc_per_node", str(self.processes), "--no-python")
+        return shlex.join((*(torchrun if self.processes > 1 else ()), "trl-opd", *self.arguments))
 
     def is_finished(self) -> bool:
         if self.kind == EVAL:
@@ -234,7 +238,8 @@ def _final_run(spec: BoardSpec, method: MethodSpec, seed: int, trials: list[Run]
 
 def _training(spec: BoardSpec, method: MethodSpec, folder: Path, seed: int, rate: float | None) -> Stage:
     arguments = train_arguments(spec, method, folder / "train", seed, rate)
-    return Stage(TRAIN, folder / "train", folder / "train.log", arguments)
+    processes = max(spec.launch.gpus_per_run, 1)
+    return Stage(TRAIN, folder / "train", folder / "train.log", arguments, processes=processes)
 
 
 def _evaluations(spec: BoardSpec, method: MethodSpec, folder: Path, train: Stage) -> list[Stage]:
@@ -272,7 +277,11 @@ def _evaluation(
 
 
 def _identity(spec: BoardSpec, method: MethodSpec, seed: int, rate: float | None) -> dict[str, Any]:
-    """What a training run is made with; where the rows lie is not part of it, what they are is."""
+    """What a training run is made with; where the rows lie is not part of it, what they are is.
+
+    Several processes take a batch each, so that their number is part of it where it is not 1.
+    """
+    processes = spec.launch.gpus_per_run
     validation = spec.validation and spec.validation.settings() | {"every": spec.checkpoint.every}
     return {
         "base_model": spec.base_model,
@@ -285,6 +294,7 @@ def _identity(spec: BoardSpec, method: MethodSpec, seed: int, rate: float | None
         "rows": fingerprint(spec.data),
         "budget": {"unit": spec.budget.unit, "value": spec.budget.value},
         "validation": validation,
+        **({"processes": processes} if processes > 1 else {}),
     }
 
 

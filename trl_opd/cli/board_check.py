@@ -6,6 +6,8 @@ from typing import Any
 
 from trl_opd.boards.commands import train_arguments
 from trl_opd.boards.files import read_json
+from trl_opd.boards.launch.local import VISIBLE
+from trl_opd.boards.launch.settings import LOCAL
 from trl_opd.boards.runs import TRAIN, Run, Stage, plan_runs, write_identity
 from trl_opd.boards.spec import BoardSpec, MethodSpec
 from trl_opd.boards.training_rows import check_held_out, fingerprint, local_rows
@@ -36,6 +38,8 @@ def check_training(spec: BoardSpec, to_run: bool = True) -> list[str]:
     Raises:
         UserError: naming the line of the board.
     """
+    if to_run:
+        _check_devices(spec)
     sizes = {}
     rows = local_rows(spec.data)
     if to_run and fingerprint(spec.data).get("sha256", "") is None:
@@ -55,6 +59,19 @@ def check_training(spec: BoardSpec, to_run: bool = True) -> list[str]:
     unchecked = check_held_out(spec, rows)
     _take_over(plan_runs(spec))
     return unchecked
+
+
+def _check_devices(spec: BoardSpec) -> None:
+    """A training that sees several devices in one process spreads its batch over them, which no method is made for."""
+    import torch
+
+    if spec.launch.executor != LOCAL or spec.launch.gpus_per_run or VISIBLE in spec.environment:
+        return
+    if (count := torch.cuda.device_count()) > 1:
+        raise UserError(
+            f"{spec.path.name}: launch: {count} GPUs are visible and `gpus_per_run` is 0, so that every run would take "
+            f"all of them: set it to 1, or name one of them in {VISIBLE}."
+        )
 
 
 def _parsed(spec: BoardSpec, method: MethodSpec) -> tuple[Any, Any, Any]:
