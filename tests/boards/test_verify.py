@@ -60,6 +60,20 @@ def test_a_changed_number_is_found(clone):
     assert any(text.startswith("table.md is not") for text in wrong) or any("board.html" in text for text in wrong)
 
 
+def test_a_lost_key_is_a_sentence(clone):
+    path = clone.folder / "results.json"
+    results = json.loads(path.read_text())
+    del results["runs"], results["made"]
+    path.write_text(json.dumps(results))
+    assert [text.split(":")[0] for text in verify_board(clone)] == ["results.json has no made, runs"]
+
+
+def test_an_added_hub_file_is_found(clone):
+    (clone.folder / "hub").mkdir(exist_ok=True)
+    (clone.folder / "hub" / "gsm8k.yaml").write_text("- value: 99.9\n")
+    assert verify_board(clone) == ["hub/ is not what results.json gives."]
+
+
 def test_a_changed_verdict_is_found_by_hash_and_by_number(clone):
     other = records_folder(clone) / "grpo-seed1" / "arithmetic-last.jsonl.gz"
     shutil.copyfile(records_folder(clone) / "opd-seed1" / "arithmetic-last.jsonl.gz", other)
@@ -100,6 +114,9 @@ def test_without_results_there_is_nothing_to_verify(clone):
 
 def test_differences_tell_where():
     assert differences({"a": [1.0, {"b": None}]}, {"a": [1.0 + 1e-13, {"b": None}]}) == []
+    assert differences({"a": 4096000001.0}, {"a": 4096000000}) == [
+        "a is 4096000001.0, but the records give 4096000000."
+    ]
     assert differences({"a": [1.0, True]}, {"a": [1.0, 1.5]}) == ["a[1] is True, but the records give 1.5."]
     assert differences({"a": {"b": 1}}, {"a": {}}) == ["a.b is not in what the records give."]
 
@@ -122,6 +139,7 @@ def test_hub_files_follow_the_hubs_format(tmp_path):
     written = exports.write_hub(results, tmp_path / "hub")
     assert {path.name for path in written} == {"quick.yaml"}
     assert {path.parent.name for path in written if "opd-" in str(path)} == {"opd-seed0", "opd-seed1", "opd-seed2"}
+    assert exports.read_hub(tmp_path / "hub") == exports.hub_texts(results)
     [entry] = yaml.safe_load((tmp_path / "hub" / "opd-seed0" / "quick.yaml").read_text())
     assert entry["dataset"] == {"id": "openai/gsm8k", "task_id": "main"}
     assert (entry["value"], entry["date"]) == (50.0, "2026-01-02")

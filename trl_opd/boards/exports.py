@@ -79,12 +79,25 @@ def write_hub(results: Results, folder: Path) -> list[Path]:
     if folder.exists():
         shutil.rmtree(folder)
     written = []
-    for (run, key), entries in hub_entries(results).items():
-        path = folder / run / f"{key.replace('/', '--')}.yaml"
+    for name, text in hub_texts(results).items():
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
         written.append(path)
     return written
+
+
+def read_hub(folder: Path) -> dict[str, str]:
+    """The Hub's files as `hub_texts` names them."""
+    return {str(path.relative_to(folder)): path.read_text("utf-8") for path in folder.rglob("*") if path.is_file()}
+
+
+def hub_texts(results: Results) -> dict[str, str]:
+    """Path below the folder `hub` -> the file's text."""
+    return {
+        f"{run}/{key.replace('/', '--')}.yaml": yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+        for (run, key), entries in hub_entries(results).items()
+    }
 
 
 def hub_entries(results: Results) -> dict[tuple[str, str], list[EvalResultEntry]]:

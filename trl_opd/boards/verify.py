@@ -36,6 +36,8 @@ def verify_board(spec: BoardSpec) -> list[str]:
         raise UserError(
             f"{paths['results']} is missing or not of format {FORMAT}: write it by `trl-opd board report SPEC`."
         )
+    if lost := sorted(Results.__annotations__.keys() - stored.keys()):
+        return [f"results.json has no {', '.join(lost)}: get it back from version control, or write the report again."]
     wrong = _files(spec, stored)
     try:
         again = build_results(spec, collect(spec), stored["made"])
@@ -50,7 +52,7 @@ def verify_board(spec: BoardSpec) -> list[str]:
 
 
 def differences(stored: Any, again: Any, where: str = "") -> list[str]:
-    """Where two JSON values differ by more than `TOLERANCE`."""
+    """Where two JSON values differ: counts by anything, other numbers by more than `TOLERANCE`."""
     if isinstance(stored, dict) and isinstance(again, dict):
         keys = sorted(stored.keys() | again.keys())
         return [
@@ -69,7 +71,8 @@ def differences(stored: Any, again: Any, where: str = "") -> list[str]:
             for text in differences(*pair, f"{where}[{number}]")
         ]
     numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in (stored, again))
-    if numbers and math.isclose(stored, again, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+    counts = numbers and stored % 1 == again % 1 == 0
+    if numbers and not counts and math.isclose(stored, again, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
         return []
     return [] if stored == again else [f"{where} is {_short(stored)}, but the records give {_short(again)}."]
 
@@ -99,6 +102,8 @@ def _artefacts(paths: dict[str, Path], stored: Results) -> list[str]:
         kept = exports.read_parquet(paths[what]) if paths[what].exists() else None
         if kept is None or differences(kept, rows(stored)):
             wrong.append(f"{paths[what].name} is {'missing' if kept is None else 'not what results.json gives'}.")
+    if exports.read_hub(paths["hub"]) != exports.hub_texts(stored):
+        wrong.append("hub/ is not what results.json gives.")
     return wrong
 
 
