@@ -7,8 +7,7 @@ group, where SDPO shows the first.
 
 or from the command line, in the folder of this file:
 
-    trl-opd train sdpo --reward_funcs own_reward_and_context.right_and_short \\
-        --teacher_context own_reward_and_context.shortest_success --model_name_or_path testbed/base ...
+    trl-opd train sdpo --config own_reward_and_context.yaml --output_dir runs/own
 """
 
 from datasets import Dataset

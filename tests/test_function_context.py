@@ -48,6 +48,12 @@ def test_anything_but_text_is_refused():
     [
         (GRPOTrainer, GRPOConfig, {}, "grpo has no teacher, so teacher_context would be ignored"),
         (SDPOTrainer, SDPOConfig, {"use_feedback": True}, "use_feedback would be ignored beside teacher_context"),
+        (
+            SDPOTrainer,
+            SDPOConfig,
+            {"use_feedback": True, "teacher_template": "{sections}{prompt}"},
+            "use_feedback, teacher_template would be ignored .* remove them",
+        ),
         (OPSDTrainer, OPSDConfig, {"solution_column": "s"}, "solution_column would be ignored beside teacher_context"),
         (OPDTrainer, OPDConfig, {"teacher_cache": "cache"}, "A teacher cache holds what the teacher read already"),
     ],

@@ -43,6 +43,11 @@ def test_a_healthy_run_has_none():
     assert summary(steps(**HEALTHY)) == f"health: none of {len(ADVICE)} signs of trouble in 20 logged steps"
 
 
+def test_a_run_that_logged_no_step_is_not_called_healthy():
+    assert summary([]) == summary([{"train_runtime": 1.0}])
+    assert "no step was logged" in summary([])
+
+
 @pytest.mark.parametrize(
     ("sign", "bad", "fine"),
     [

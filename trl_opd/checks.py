@@ -83,11 +83,12 @@ def check_context_function(config: Any, objective: Objective) -> None:
         raise UserError(f"{objective.name} has no teacher, so teacher_context would be ignored; remove it.")
     if getattr(config, "teacher_cache", None):
         raise UserError("A teacher cache holds what the teacher read already; remove teacher_context, or the cache.")
-    for name in CONTEXT_OPTIONS:
-        if name in changed(config):
-            raise UserError(
-                f"{name} would be ignored beside teacher_context, which says what the teacher reads; remove it."
-            )
+    idle = [name for name in CONTEXT_OPTIONS if name in changed(config)]
+    if idle:
+        raise UserError(
+            f"{', '.join(idle)} would be ignored beside teacher_context, which says what the teacher reads; remove "
+            f"{'it' if len(idle) == 1 else 'them'}."
+        )
 
 
 def check_config(config: Any, objective: Objective) -> None:

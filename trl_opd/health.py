@@ -151,9 +151,12 @@ def findings(rows: Iterable[Row]) -> list[Finding]:
 
 def summary(rows: Sequence[Row]) -> str:
     """The findings as text, for the end of a run."""
+    logged = sum("loss" in row for row in rows)
+    if not logged:
+        return "health: unknown, since no step was logged; a smaller logging_steps logs some"
     found = findings(rows)
     if not found:
-        return f"health: none of {len(ADVICE)} signs of trouble in {sum('loss' in row for row in rows)} logged steps"
+        return f"health: none of {len(ADVICE)} signs of trouble in {logged} logged steps"
     lines = [f"health: {len(found)} sign(s) of trouble"]
     for finding in found:
         lines += [f"  - {finding.sentence}", f"    {finding.remedy} See {finding.see}."]

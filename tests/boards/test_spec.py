@@ -8,6 +8,7 @@ import pytest
 from trl_opd.boards.commands import eval_arguments, model_options, short
 from trl_opd.boards.spec import load_spec
 from trl_opd.errors import UserError
+from trl_opd.recipes import find
 
 ARITHMETIC = {"benchmark": "arithmetic", "n": 2}
 VALIDATED = {"validation": {"benchmark": "arithmetic_validation", "n": 1}, "checkpoint": {"every": 10}}
@@ -30,6 +31,17 @@ def test_paths_are_found_above_the_spec_and_the_folder_lies_beside_it(write_spec
     assert spec.methods[0].recipe == tmp_path / "recipes" / "fake.yaml"
     assert spec.folder == tmp_path / "boards" / "small"
     assert load_spec(write_spec(output_dir="../elsewhere")).folder == tmp_path / "elsewhere"
+
+
+def test_a_shipped_recipe_is_found_by_its_name_after_files(write_spec, tmp_path):
+    shipped = find("testbed/grpo").path
+    board = {
+        "base_model": "testbed/base",
+        "data": {"dataset_name": "testbed"},
+        "budget": {"unit": "steps", "value": 60},
+    }
+    assert load_spec(write_spec(methods=[method(recipe="testbed/grpo")], **board)).methods[0].recipe == shipped
+    assert "did you mean 'testbed/grpo'" in refused(write_spec, methods=[method(recipe="testbed/gpro")], **board)
 
 
 def test_a_whole_spec(write_spec):

@@ -8,12 +8,28 @@ from trl_opd.cli.main import main
 from trl_opd.recipes import recipes
 
 
-def test_the_list_has_every_recipe_and_launch_file(capsys):
+def test_the_list_has_every_recipe_and_launch_file(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # a line a model
     assert main(["recipes", "list"]) == 0
     printed = capsys.readouterr().out
-    assert all(recipe.name in printed for recipe in recipes())
     assert "accelerate/fsdp2" in printed
     assert "slurm/train" in printed
+    listed = {line.split()[0]: line.replace(",", " ").split()[1:] for line in printed.splitlines() if line.strip()}
+    for recipe in recipes():
+        assert f"{recipe.method}{'*' if recipe.run_here else ''}" in listed[recipe.model]
+
+
+def test_the_list_is_short_on_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["recipes", "list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) < len(recipes())
+
+
+def test_the_recipes_of_a_model_are_listed_with_what_they_do(capsys):
+    assert main(["recipes", "list", "--model", "testbed"]) == 0
+    printed = capsys.readouterr().out
+    assert all(recipe.name in printed for recipe in recipes() if recipe.model == "testbed")
+    assert "demonstrations" in printed
 
 
 def test_the_list_for_machines_is_filtered(capsys):

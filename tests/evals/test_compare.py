@@ -32,6 +32,7 @@ def test_sign_flips_of_few_problems_are_all_counted(count):
 
 def test_equal_runs_have_p_of_one_and_many_flips_are_seeded():
     assert sign_flip_p(np.zeros(20)) == 1
+    assert sign_flip_p(np.array([0.0, 0.25, 0.0])) == 1  # both signs of a single difference are equally far from 0
     differences = np.random.default_rng(0).normal(0.2, 1, 200)
     assert sign_flip_p(differences) == sign_flip_p(differences) < 0.1
 
@@ -102,6 +103,16 @@ def test_show_lists_problems_failures_and_one_sample(runs, capsys):
 def test_show_refuses_what_is_not_there(runs, options, message):
     with pytest.raises(UserError, match=message):
         main(["show", str(runs[0]), *options])
+
+
+def test_a_folder_of_a_single_run_is_that_run(runs, tmp_path, capsys):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "arithmetic").symlink_to(runs[0])
+    main(["show", str(runs[0])])
+    direct = capsys.readouterr().out
+    main(["show", str(tmp_path / "one")])
+    assert "verdicts" in direct
+    assert capsys.readouterr().out.split("one sample")[0] == direct.split("one sample")[0]
 
 
 def test_a_folder_of_runs_is_named_as_such(runs):

@@ -64,12 +64,8 @@ def test_own_reward_and_context_function_in_a_script():
 
 
 def test_own_reward_and_context_function_from_the_command_line(capsys):
-    options = ["--model_name_or_path", "testbed/base", "--dtype", "float32", "--dataset_name", "testbed"]
-    options += ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--logging_steps", "1"]
-    options += ["--max_completion_length", "48", "--support_size", "20", "--num_generations", "8"]
     own = "own_reward_and_context"
-    options += ["--reward_funcs", f"{own}.right_and_short", "--teacher_context", f"{own}.shortest_success"]
-    (row,) = train(capsys, "sdpo", *options)
+    (row,) = train(capsys, "sdpo", "--config", str(EXAMPLES / f"{own}.yaml"))
     assert row["context/active_fraction"] > 0
     assert json.loads(Path("run/run.json").read_text())["config"]["teacher_context"] == f"{own}.shortest_success"
 

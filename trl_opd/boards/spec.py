@@ -12,6 +12,8 @@ from typing import Any
 from trl_opd.boards.launch.settings import LaunchSpec
 from trl_opd.boards.records import build, read_yaml
 from trl_opd.errors import UserError
+from trl_opd.recipes import recipes
+from trl_opd.suggest import suggest
 
 BASE_RUN = "base"
 
@@ -282,7 +284,7 @@ def load_spec(path: str | Path) -> BoardSpec:
 
 def _resolved(spec: BoardSpec) -> BoardSpec:
     folder = spec.path.parent
-    methods = [dataclasses.replace(one, recipe=_found(one.recipe, folder, one.name)) for one in spec.methods]
+    methods = [dataclasses.replace(one, recipe=_recipe(one.recipe, folder, one.name)) for one in spec.methods]
     evaluation = [_with_data(entry, folder, "evaluation") for entry in spec.evaluation]
     validation = spec.validation and _with_data(spec.validation, folder, "validation")
     output_dir = spec.output_dir and (folder / spec.output_dir).resolve()
@@ -293,6 +295,17 @@ def _resolved(spec: BoardSpec) -> BoardSpec:
 
 def _with_data(entry: ValidationSpec, folder: Path, owner: str) -> ValidationSpec:
     return dataclasses.replace(entry, data_dir=entry.data_dir and _found(entry.data_dir, folder, owner))
+
+
+def _recipe(path: Path, folder: Path, owner: str) -> Path:
+    """A file, or what ships under that name, such as `testbed/sdpo`; a file comes first, as after `--config`."""
+    shipped = {recipe.name: recipe.path for recipe in recipes()}
+    try:
+        return _found(path, folder, owner)
+    except UserError as error:
+        if str(path) in shipped:
+            return shipped[str(path)]
+        raise UserError(f"{str(error).removesuffix('.')}{suggest(str(path), shipped)}.") from None
 
 
 def _found(path: Path, folder: Path, owner: str) -> Path:

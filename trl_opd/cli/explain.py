@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from rich import box
 from rich.console import Console
 from rich.markdown import Markdown
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -29,6 +30,9 @@ LEFT_OUT = ("Try it",)
 SHARED = ("Notation", "Metrics of every run")
 
 WIDEST = 110
+
+#: Columns of a table that a terminal of 80 characters holds side by side.
+WIDEST_TABLE = 3
 
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _TABLE = re.compile(r"((?:^\|.*\|$\n?)+)", re.MULTILINE)
@@ -84,13 +88,27 @@ def explanation(name: str) -> dict[str, str]:
     return {title: plain_markdown(text).strip() for title, text in chosen.items()}
 
 
-def _parts(text: str) -> Iterator[Markdown | Table]:
+def _parts(text: str) -> Iterator[Markdown | Table | Padding]:
     """What a section is printed as: its tables apart, whose names would be cut otherwise."""
     for part in _TABLE.split(text):
         if part.startswith("|"):
-            yield _table([re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in part.splitlines()])
+            rows = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in part.splitlines()]
+            if len(rows[0]) > WIDEST_TABLE:
+                yield from _listed(rows)
+            else:
+                yield _table(rows)
         elif part.strip():
             yield Markdown(part, hyperlinks=False)
+
+
+def _listed(rows: list[list[str]]) -> Iterator[Padding]:
+    """The rows of a wide table one below the other: a line of all cells but the last, and the last one below it."""
+    headings = [_cell(heading).plain.lower() for heading in rows[0]]
+    for row in rows[2:]:
+        name, *facts, meaning = map(_cell, row)
+        named = (Text.assemble(f"{heading} ", fact) for heading, fact in zip(headings[1:-1], facts, strict=True))
+        yield Padding(Text.assemble(name, ": ", Text(", ").join(named)), (0, 0, 0, 2))
+        yield Padding(meaning, (0, 0, 0, 6))
 
 
 def _table(rows: list[list[str]]) -> Table:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from itertools import groupby
 from pathlib import Path
 
 from rich import box
@@ -18,6 +19,9 @@ DESCRIPTION = """\
 Recipes are YAML files of options, one for a method on a model, with the source of each number beside it. They ship with
 the package, as do accelerate's launch configurations and a Slurm script.
 """
+
+#: Recipes from which the list has a line a model, not an entry a recipe.
+MANY = 20
 
 EPILOG = """\
 examples:
@@ -67,14 +71,28 @@ def _list(arguments: argparse.Namespace) -> None:
         print(json.dumps([_row(recipe) for recipe in chosen], indent=1))
         return
     console = Console()
+    console.print(_summaries(chosen) if len(chosen) <= MANY else _by_model(chosen))
+    if arguments.model is None and arguments.method is None:
+        console.print(_launch_table(launch_files()))
+
+
+def _by_model(chosen: list[Recipe]) -> Table:
+    """A row a model, with the methods that there are recipes for."""
+    table = Table(box=box.SIMPLE_HEAD, caption="what one does: trl-opd recipes list --model MODEL")
+    table.add_column("model", no_wrap=True)
+    table.add_column("methods; * was run here", overflow="fold")
+    for model, group in groupby(chosen, key=lambda recipe: recipe.model):
+        table.add_row(model, ", ".join(f"{recipe.method}{'*' if recipe.run_here else ''}" for recipe in group))
+    return table
+
+
+def _summaries(chosen: list[Recipe]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("recipe", "run here", "what"):
         table.add_column(heading, no_wrap=heading == "recipe", overflow="fold")
     for recipe in chosen:
         table.add_row(recipe.name, "yes" if recipe.run_here else "no", escape(recipe.summary))
-    console.print(table)
-    if arguments.model is None and arguments.method is None:
-        console.print(_launch_table(launch_files()))
+    return table
 
 
 def _row(recipe: Recipe) -> dict[str, str | bool]:

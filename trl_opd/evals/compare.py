@@ -93,10 +93,11 @@ def compare(a: StoredRun, b: StoredRun, *, allow_other_data: bool = False) -> Co
 def sign_flip_p(difference_P: NDArray, seed: int = 0) -> float:
     """Two-sided p of "the sign of each problem's difference is a coin's", for the mean; `seed` draws the flips.
 
-    Problems without a difference have no sign to flip and are left out, which changes no permutation's mean.
+    Problems without a difference have no sign to flip and are left out, which changes no permutation's mean. Of a
+    single one both signs are equally far from 0: p is 1, as where none moved.
     """
     moved = difference_P[difference_P != 0]
-    if not len(moved):
+    if len(moved) < 2:
         return 1.0
     # Differences are multiples of 1 / n: without rounding, equal means would differ in their last bits.
     result = stats.permutation_test(

@@ -32,6 +32,12 @@ class StoredRun:
         return (row for file in generation_files(self.folder) for row in read_rows(file))
 
 
+def run_folder(folder: Path) -> Path:
+    """The folder of a run: `folder` itself, or the one in it where it holds a single run and is none."""
+    inner = [path.parent for path in folder.glob(f"*/{MANIFEST}")]
+    return inner[0] if len(inner) == 1 and not (folder / MANIFEST).exists() else folder
+
+
 def read_run(folder: Path) -> StoredRun:
     """Read a run's manifest, summary and verdicts.
 

@@ -10,7 +10,7 @@ from trl_opd.cli.eval.options import add_option
 from trl_opd.cli.eval.tables import percent, plain, shown_interval
 from trl_opd.cli.parser import Parser
 from trl_opd.evals.compare import Comparison, compare
-from trl_opd.evals.results import read_run
+from trl_opd.evals.results import read_run, run_folder
 
 DESCRIPTION = """\
 Compare two finished runs on the same problems: the difference of their accuracies (B minus A), its 95 % interval,
@@ -42,7 +42,11 @@ def main(argv: list[str]) -> int:
         UserError: A folder holds no finished run, or the runs are not comparable.
     """
     arguments = build_parser().parse_args(argv)
-    comparison = compare(read_run(arguments.a), read_run(arguments.b), allow_other_data=arguments.allow_other_data)
+    comparison = compare(
+        read_run(run_folder(arguments.a)),
+        read_run(run_folder(arguments.b)),
+        allow_other_data=arguments.allow_other_data,
+    )
     console = Console()
     console.print(_table(comparison, arguments.a, arguments.b))
     shown = None if arguments.all else PROBLEMS_SHOWN

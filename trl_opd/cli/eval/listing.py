@@ -1,5 +1,6 @@
 """`trl-opd eval list`: the benchmarks and the suites."""
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -19,16 +20,16 @@ def main(argv: list[str]) -> int:
 
 
 def _print_list() -> None:
-    table = Table(title="benchmarks and suites", caption=escape(str(suites_dir())))
-    for heading in ("name", "title", "problems", "released", "licence"):
+    table = Table(box=box.SIMPLE_HEAD, caption=f"licences and sources: {escape(str(suites_dir()))}/NAME.yaml")
+    for heading in ("name", "title", "problems", "released"):
         table.add_column(heading, no_wrap=heading == "name", min_width=WIDTHS.get(heading), overflow="fold")
     for name in names():
         benchmarks = load_suite(name)
         if [benchmark.name for benchmark in benchmarks] == [name]:
             (one,) = benchmarks
-            table.add_row(name, escape(one.title), str(one.rows), one.released, escape(one.licence))
+            table.add_row(name, escape(one.title), str(one.rows), one.released)
         else:
             members = ", ".join(benchmark.name for benchmark in benchmarks)
             problems = sum(benchmark.rows for benchmark in benchmarks)
-            table.add_row(name, f"suite: {escape(members)}", str(problems), "", "")
+            table.add_row(name, f"suite: {escape(members)}", str(problems), "")
     Console().print(table)

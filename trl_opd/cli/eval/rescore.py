@@ -9,7 +9,7 @@ from trl_opd.cli.eval.options import add_scoring_options, add_source_options, on
 from trl_opd.cli.eval.tables import percent, plain, summary_table
 from trl_opd.cli.parser import Parser
 from trl_opd.evals.rescore import rescore
-from trl_opd.evals.results import read_run
+from trl_opd.evals.results import read_run, run_folder
 
 DESCRIPTION = """\
 Score the completions of a run anew, with the scorer and the answers that this version of trl-opd has. The old verdicts
@@ -34,9 +34,10 @@ def main(argv: list[str]) -> int:
         UserError: There is no such run, or its benchmark asks something else by now.
     """
     arguments = build_parser().parse_args(argv)
-    before = read_run(arguments.run).summary
+    folder = run_folder(arguments.run)
+    before = read_run(folder).summary
     summary = rescore(
-        arguments.run,
+        folder,
         benchmark=one_benchmark(arguments.benchmark) if arguments.benchmark else None,
         data_dir=arguments.data_dir,
         errata=arguments.errata,

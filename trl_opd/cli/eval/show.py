@@ -14,7 +14,7 @@ from trl_opd.cli.eval.tables import percent, plain
 from trl_opd.cli.parser import Parser
 from trl_opd.errors import UserError
 from trl_opd.evals.records import suggest
-from trl_opd.evals.results import StoredRun, read_run
+from trl_opd.evals.results import StoredRun, read_run, run_folder
 from trl_opd.evals.store import key_of
 
 DESCRIPTION = """\
@@ -28,7 +28,7 @@ ANSWER_WIDTH, REASON_WIDTH = 20, 32
 def build_parser() -> Parser:
     """The command's options."""
     parser = Parser(prog="trl-opd eval show", description=DESCRIPTION)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run, or one that holds a single run")
     parser.add_argument("--failures", action="store_true", help="only problems with a wrong sample, the worst first")
     parser.add_argument("--id", metavar="X", help="one sample of this problem")
     parser.add_argument(
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     arguments = build_parser().parse_args(argv)
     if arguments.index is not None and arguments.id is None:
         raise UserError("--index says which sample of a problem: name the problem with --id.")
-    stored = read_run(arguments.run)
+    stored = read_run(run_folder(arguments.run))
     if not stored.verdicts:
         raise UserError(f"{arguments.run} has no verdicts yet: give the command that began it again.")
     if arguments.id is not None:
@@ -80,7 +80,7 @@ def _problems(stored: StoredRun, failures: bool) -> Table:
     table.add_column("problem", overflow="fold", no_wrap=True)
     for heading in ("samples", "correct, %", "cut"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("most frequent answer", max_width=ANSWER_WIDTH, no_wrap=True, overflow="ellipsis")
+    table.add_column("usual answer", max_width=ANSWER_WIDTH, no_wrap=True, overflow="ellipsis")
     table.add_column("verdicts", overflow="fold")
     for problem_id in shown:
         verdicts = rows[problem_id]
