@@ -76,6 +76,8 @@ def _problems(stored: StoredRun, failures: bool) -> Table:
         title=plain(f"{settings['benchmark']}: {len(shown)} of {len(rows)} problems{unfinished}"),
         caption=plain(f"one sample: trl-opd eval show {stored.folder} --id ID --index I"),
         box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
     )
     table.add_column("problem", overflow="fold", no_wrap=True)
     for heading in ("samples", "correct, %", "cut"):
