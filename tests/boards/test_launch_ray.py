@@ -11,7 +11,7 @@ from rich.console import Console
 from tests.boards.test_launch import job_in, wait_for
 from tests.boards.test_runner import GRPO, alive, output_of, pids, start_board, starts, wait_until
 from trl_opd.boards.attempts import attempts_of
-from trl_opd.boards.launch import LaunchSpec, make_executor
+from trl_opd.boards.launch import ClusterLost, LaunchSpec, make_executor
 from trl_opd.boards.launch import ray as launch_ray
 from trl_opd.boards.launch.process import LOST, TIMED_OUT
 from trl_opd.boards.runner import run_board
@@ -75,6 +75,26 @@ def test_job_that_the_cluster_loses_is_a_failure_that_says_so(cluster, monkeypat
     said = job.log.read_text().splitlines()[-1]
     assert said == "Ray lost the job: OSError: [Errno 28] No space left on device"
     wait_until(lambda: ray.available_resources().get("CPU") == 2)
+
+
+def test_cluster_without_a_head_is_told_apart_from_a_lost_job(tmp_path, monkeypatch):
+    def gone(*arguments, **options):
+        raise ray.exceptions.RaySystemError("the head is gone")
+
+    monkeypatch.setattr(ray, "wait", gone)
+    with pytest.raises(ClusterLost, match="the head is gone"):
+        launch_ray.RayHandle(ray, job_in(tmp_path / "a", ""), None, object()).poll()
+
+
+def test_cluster_that_is_not_there_is_a_sentence(monkeypatch):
+    def nowhere(**options):
+        raise ConnectionError("nobody listens")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", nowhere)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(UserError, match=r"no Ray cluster could be reached or started on 10\.0\.0\.1:6379: nobody"):
+        make_executor(LaunchSpec("ray"))
 
 
 def test_jobs_outlive_a_queue_that_is_killed_and_are_found_again(cluster, write_spec, launcher):

@@ -21,6 +21,8 @@ from tests.boards.conftest import spec_in
 from trl_opd.boards import runner
 from trl_opd.boards.attempts import attempts_of, refuse_run
 from trl_opd.boards.collect import collect, publish
+from trl_opd.boards.launch import ClusterLost
+from trl_opd.boards.launch.local import LocalExecutor
 from trl_opd.boards.results import build_results
 from trl_opd.boards.runner import last_words, run_board
 from trl_opd.boards.runs import FAILED, FINISHED, MISSING, plan_runs, status_of
@@ -263,6 +265,20 @@ def test_failed_trial_does_not_block_its_method(write_spec, launcher):
     before = starts(spec.runs_folder)
     run_board(spec, launcher)
     assert starts(spec.runs_folder) == before
+
+
+def test_cluster_that_does_not_answer_is_a_sentence(write_spec, launcher, monkeypatch):
+    def lost(self, job):
+        raise ClusterLost("The Ray cluster does not answer (no head)")
+
+    spec = load_spec(write_spec(methods=[GRPO], seeds=[0]))
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalExecutor, "start", lost)
+        with pytest.raises(
+            UserError, match=r"does not answer \(no head\): 0 of 2 runs are finished and stay; the same"
+        ):
+            run_board(spec, launcher)
+    assert run_board(spec, launcher) == 0
 
 
 def test_trial_that_failed_under_a_stopped_board_is_tried_again_before_the_choice(write_spec, launcher):

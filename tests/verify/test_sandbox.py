@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.verify.sandboxes import skip_unless_broken
 from trl_opd.errors import UserError
 from trl_opd.verify import sandbox
 from trl_opd.verify.sandbox import Limits, bubblewrap, describe, open_sandbox, probe
@@ -47,7 +48,8 @@ def test_landlock_is_taken_where_bubblewrap_is_not_installed(monkeypatch):
     try:
         assert open_sandbox("auto").name == "landlock"
     except UserError as error:
-        pytest.skip(str(error))
+        skip_unless_broken("landlock", error)
+        raise
     finally:
         open_sandbox.cache_clear()
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 
 from trl_opd.boards import attempts
-from trl_opd.boards.launch import Executor, FolderBusy, Handle, Job, make_executor
+from trl_opd.boards.launch import ClusterLost, Executor, FolderBusy, Handle, Job, make_executor
 from trl_opd.boards.launch.process import is_held, locked, on_devices
 from trl_opd.boards.progress import Display, show_progress
 from trl_opd.boards.runs import (
@@ -94,6 +94,8 @@ def run_board(spec: BoardSpec, launcher: Sequence[str] = LAUNCHER, console: Cons
             queue.note_interruption()
             display.event(f"Stopped: {_standing(spec)}; the same command goes on from here.")
             return INTERRUPTED
+        except ClusterLost as error:
+            raise UserError(f"{error}: {_standing(spec)}; the same command goes on once it is back.") from error
         except OSError as error:
             if error.errno not in FULL_DISK:
                 raise

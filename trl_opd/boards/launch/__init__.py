@@ -6,10 +6,10 @@ log, its own time limit and the lock on its run's folder (`process`).
 
 from typing import Protocol
 
-from trl_opd.boards.launch.process import FolderBusy, Job
+from trl_opd.boards.launch.process import ClusterLost, FolderBusy, Job
 from trl_opd.boards.launch.settings import RAY, SLURM, LaunchSpec
 
-__all__ = ["Executor", "FolderBusy", "Handle", "Job", "LaunchSpec", "make_executor"]
+__all__ = ["ClusterLost", "Executor", "FolderBusy", "Handle", "Job", "LaunchSpec", "make_executor"]
 
 
 class Handle(Protocol):
@@ -44,6 +44,7 @@ class Executor(Protocol):
 
         Raises:
             FolderBusy: if another process holds the run's folder; nothing was started.
+            ClusterLost: if the cluster does not answer; so do `attach` and `Handle.poll`.
         """
 
     def attach(self, job: Job) -> Handle | None:

@@ -25,6 +25,10 @@ class FolderBusy(Exception):
     """Another process holds the lock on a run's folder."""
 
 
+class ClusterLost(Exception):
+    """The cluster itself does not answer any more; its jobs may still be at work."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A command to run as one attempt at a stage.

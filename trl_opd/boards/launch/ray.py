@@ -8,11 +8,13 @@ board. Folders must be reachable under the same paths on every node.
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from trl_opd.boards.files import read_json, write_json
-from trl_opd.boards.launch.process import LOST, Job, run_to_end
+from trl_opd.boards.launch.process import LOST, ClusterLost, Job, run_to_end
 from trl_opd.boards.launch.settings import LaunchSpec
 from trl_opd.errors import UserError
 
@@ -44,17 +46,26 @@ class RayExecutor:
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            try:
+                ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+                where = os.environ.get("RAY_ADDRESS", "this machine")
+                raise UserError(
+                    f"launch: no Ray cluster could be reached or started on {where}: {_first_line(error)}; mend "
+                    "RAY_ADDRESS, or start the cluster."
+                ) from error
         self._check_nodes()
 
     def start(self, job: Job) -> "RayHandle":
         _status_file(job).unlink(missing_ok=True)
-        actor = self._actor_class.options(name=_name_of(job), **self._options).remote()
-        return RayHandle(self._ray, job, actor, actor.run.remote(job))
+        with _reached(self._ray):
+            actor = self._actor_class.options(name=_name_of(job), **self._options).remote()
+            return RayHandle(self._ray, job, actor, actor.run.remote(job))
 
     def attach(self, job: Job) -> "RayHandle | None":
         try:
-            actor = self._ray.get_actor(_name_of(job), NAMESPACE)
+            with _reached(self._ray):
+                actor = self._ray.get_actor(_name_of(job), NAMESPACE)
         except ValueError:  # it has ended, or never was
             return RayHandle(self._ray, job, None, None) if _status_file(job).exists() else None
         return RayHandle(self._ray, job, actor, actor.__ray_ready__.remote())  # waits behind `run`
@@ -94,8 +105,9 @@ class RayHandle:
         self._stopped = False
 
     def poll(self) -> int | None:
-        if self._pending is not None and not self._ray.wait([self._pending], timeout=0)[0]:
-            return None
+        with _reached(self._ray):
+            if self._pending is not None and not self._ray.wait([self._pending], timeout=0)[0]:
+                return None
         stored = read_json(_status_file(self.job))
         if stored is not None:
             return stored["status"]
@@ -129,6 +141,14 @@ class _Actor:
 
         write_json(_status_file(job), {"status": run_to_end(job)})
         ray.actor.exit_actor()
+
+
+@contextmanager
+def _reached(ray: Any) -> Iterator[None]:
+    try:
+        yield
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        raise ClusterLost(f"The Ray cluster does not answer ({_first_line(error)})") from error
 
 
 def _options(launch: LaunchSpec) -> dict[str, Any]:
