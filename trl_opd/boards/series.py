@@ -111,7 +111,7 @@ def smoothing_window(logged: int) -> int:
 def forest_rows(results: Results) -> list[Row]:
     """Rows with a difference to the baseline, the largest first.
 
-    The untrained base is in the table alone: it lies so far off that nothing else could be told apart.
+    The untrained base is in the table alone: it often lies so far off that nothing else could be told apart.
     """
     rows = [row for row in results["rows"] if row["kind"] != "base" and difference_of(results, row)]
     return sorted(rows, key=lambda row: -difference_of(results, row)["value"])

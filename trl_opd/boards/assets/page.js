@@ -14,8 +14,11 @@ function element(tag, attributes = {}, ...children) {
 }
 
 const MINUS = "\u2212";
-const percent = (value) => (100 * value).toFixed(1);
-const points = (value) => (value <= -0.0005 ? MINUS : "+") + Math.abs(100 * value).toFixed(1);
+// One decimal of a number from 0, a tie to the even digit as in the tables: 6.25 is 6.2. Of all ties only x.25 and x.75
+// are exact in binary, and toFixed gives x.8 for the latter by itself.
+const oneDecimal = (value) => ((4 * value) % 4 === 1 ? value - 0.05 : value).toFixed(1);
+const percent = (value) => oneDecimal(100 * value);
+const points = (value) => (value <= -0.0005 ? MINUS : "+") + oneDecimal(Math.abs(100 * value));
 function scaled(value, step, units) {
   let power = 0;
   while (Math.abs(value) >= step && power < units.length - 1) { value /= step; power += 1; }
