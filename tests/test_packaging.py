@@ -85,7 +85,7 @@ def test_the_wheel_trains_without_the_repository(installed):
     where = run("python", "-c", "import trl_opd; print(trl_opd.__file__)").strip()
     assert Path(where).is_relative_to(environment)
     assert run("trl-opd", "--version").startswith("trl-opd 0.")
-    assert "testbed/sdpo" in run("trl-opd", "recipes", "list")
+    assert "testbed/sdpo" in run("trl-opd", "recipes", "list", "--model", "testbed")
     assert "arithmetic" in run("trl-opd", "eval", "list")
     run("trl-opd", "recipes", "copy", "testbed/sdpo", "mine.yaml")
     run("trl-opd", "recipes", "copy", "accelerate/single", ".")
