@@ -105,3 +105,40 @@ def settings(tmp_path, **overrides):
 def losses(trainer) -> list[float]:
     """The logged loss of every step."""
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def logged(trainer, name: str) -> list:
+    """A metric of every step that logged it."""
+    return [row[name] for row in trainer.state.log_history if name in row]
+
+
+def assert_same_run(one, other) -> None:
+    """Two trainers took the same steps: losses, gradient norms and weights."""
+    assert losses(one) == pytest.approx(losses(other), rel=1e-5, abs=1e-7)
+    assert logged(one, "grad_norm") == pytest.approx(logged(other, "grad_norm"), rel=1e-4)
+    for p, q in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)  # a tenth of what Adam moves in a step
+
+
+def check_command(method: str, options: list[str]) -> None:
+    """Refuse what `trl-opd train METHOD` would refuse before it loads a model."""
+    from trl import get_peft_config
+
+    from trl_opd import checks
+    from trl_opd.cli import train
+    from trl_opd.methods import METHODS, load
+    from trl_opd.objectives import OBJECTIVES
+
+    train.check_recipe(options, method)
+    if not torch.cuda.is_available():
+        options = [*options, "--use_cpu", "true"]
+    data, config, model = train.parse(METHODS[method].config, options)
+    rewards = train.named_functions(data)["reward_funcs"]
+    checks.check_adapter(get_peft_config(model))
+    if METHODS[method].kind == "off-policy":
+        load(METHODS[method].trainer).check_settings(config, rewards)
+        return
+    objective = OBJECTIVES[method](config)
+    checks.check_config(config, objective)
+    checks.check_rewards(rewards, objective)
+    checks.check_teacher(None, None, config, objective)

@@ -13,7 +13,7 @@ import torch
 import yaml
 from datasets import Dataset, load_dataset
 
-from tests.conftest import losses, make_model, settings
+from tests.conftest import assert_same_run, logged, losses, make_model, settings
 from tests.fake_server import serving
 from trl_opd import OPDConfig, OPDTrainer
 from trl_opd.cli.main import main
@@ -110,17 +110,6 @@ def trainer(folder, paths, tokenizer, live=False, rollouts=None, **options):
         options["teacher_model_name_or_path"] = str(paths / "teacher")
     config = OPDConfig(**settings(folder, **(common | options)))
     return OPDTrainer(str(paths / "student"), args=config, processing_class=tokenizer, **arguments)
-
-
-def logged(trainer, name):
-    return [row[name] for row in trainer.state.log_history if name in row]
-
-
-def assert_same_run(one, other):
-    assert losses(one) == pytest.approx(losses(other), rel=1e-5, abs=1e-7)
-    assert logged(one, "grad_norm") == pytest.approx(logged(other, "grad_norm"), rel=1e-4)
-    for p, q in zip(one.model.parameters(), other.model.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)  # a tenth of what Adam moves in a step
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import trl_opd.teacher_server as served
-from tests.conftest import losses, make_model
+from tests.conftest import assert_same_run, logged, losses, make_model
 from tests.distributed.run import GLOBAL_BATCH, fixed_rollouts, make_trainer
 from tests.fake_server import serving
 from trl_opd.errors import UserError
@@ -38,17 +38,6 @@ def train(method, path, server=None, steps=3, **options):
     trainer = make_trainer(method, path, max_steps=steps, **options)
     trainer.train()
     return trainer
-
-
-def logged(trainer, name):
-    return [row[name] for row in trainer.state.log_history if name in row]
-
-
-def assert_same_run(one, other):
-    assert losses(one) == pytest.approx(losses(other), rel=1e-5, abs=1e-7)
-    assert logged(one, "grad_norm") == pytest.approx(logged(other, "grad_norm"), rel=1e-4)
-    for p, q in zip(one.model.parameters(), other.model.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)  # a tenth of what Adam moves in a step
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])

@@ -8,6 +8,7 @@ from trl_opd.aggregation import MODES
 from trl_opd.budget import check_budget
 from trl_opd.defaults import changed
 from trl_opd.errors import UserError
+from trl_opd.hindsight import OPTIONS as HINDSIGHT_OPTIONS
 from trl_opd.objectives.base import Objective
 from trl_opd.offsite import place
 from trl_opd.policy import AGGREGATION_OF_LOSS_TYPE
@@ -58,19 +59,7 @@ POLICY_ONLY = (
 IMAGE_COLUMNS = ("image", "images")
 
 #: Options that say what the teacher reads, and so would be ignored beside a function that says it.
-CONTEXT_OPTIONS = (
-    "reference_template",
-    "solution_column",
-    "use_feedback",
-    "exclude_self",
-    "feedback_only_without_demonstration",
-    "include_attempt",
-    "strip_thinking",
-    "teacher_template",
-    "demonstration_section",
-    "feedback_section",
-    "attempt_section",
-)
+CONTEXT_OPTIONS = ("reference_template", "solution_column", *HINDSIGHT_OPTIONS)
 
 
 def check_context_function(config: Any, objective: Objective) -> None:

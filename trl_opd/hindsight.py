@@ -8,6 +8,19 @@ from trl_opd.contexts import Context, check_template, rewrite
 from trl_opd.errors import UserError
 from trl_opd.rollouts import Prompt, Rollouts
 
+#: Options that say how a demonstration and feedback are read, besides `use_demonstrations`.
+OPTIONS = (
+    "use_feedback",
+    "exclude_self",
+    "feedback_only_without_demonstration",
+    "include_attempt",
+    "strip_thinking",
+    "teacher_template",
+    "demonstration_section",
+    "feedback_section",
+    "attempt_section",
+)
+
 _THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 
 

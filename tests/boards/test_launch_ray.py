@@ -1,15 +1,12 @@
 """Jobs on a real Ray cluster of this machine; it takes some ten seconds to start."""
 
-import io
 import logging
-import os
-import signal
 
 import pytest
-from rich.console import Console
 
+from tests.boards.outliving import killed_and_gone_on_with, quiet, stopped_by_hand
 from tests.boards.test_launch import job_in, wait_for
-from tests.boards.test_runner import GRPO, alive, output_of, pids, start_board, starts, wait_until
+from tests.boards.test_runner import GRPO, wait_until
 from trl_opd.boards.attempts import attempts_of
 from trl_opd.boards.launch import ClusterLost, LaunchSpec, make_executor
 from trl_opd.boards.launch import ray as launch_ray
@@ -38,10 +35,6 @@ def cluster():
         patch.setenv("RAY_ADDRESS", context.address_info["address"])
         yield
         ray.shutdown()
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO())
 
 
 def test_two_runs_go_through_a_cluster_at_the_same_time(cluster, write_spec, launcher):
@@ -99,26 +92,11 @@ def test_cluster_that_is_not_there_is_a_sentence(monkeypatch):
 
 def test_jobs_outlive_a_queue_that_is_killed_and_are_found_again(cluster, write_spec, launcher):
     spec_file = write_spec(methods=[GRPO], seeds=[0], launch=RAY, environment={"FAKE_SECONDS": "0.3"})
-    spec = load_spec(spec_file)
-    queue = start_board(launcher, spec_file)
-    wait_until(lambda: len(pids(spec.folder)) == 2, queue)
-    queue.kill()
-    queue.join()
-    console = quiet()
-    assert run_board(spec, launcher, console) == 0
-    assert "grpo-seed0: train found again, ray actor" in console.file.getvalue()
-    assert set(starts(spec.runs_folder).values()) == {1}
-    assert {status_of(run).state for run in plan_runs(spec)} == {FINISHED}
+    assert "grpo-seed0: train found again, ray actor" in killed_and_gone_on_with(spec_file, launcher)
 
 
 def test_interrupt_ends_the_jobs(cluster, write_spec, launcher):
-    spec_file = write_spec(methods=[GRPO], seeds=[0], launch=RAY, environment={"FAKE_SECONDS": "1"})
-    spec = load_spec(spec_file)
-    queue = start_board(launcher, spec_file)
-    wait_until(lambda: len(pids(spec.folder)) == 2, queue)
-    os.kill(queue.pid, signal.SIGINT)
-    assert "Stopped: 0 of 2 runs are finished and stay" in output_of(queue, spec_file)
-    wait_until(lambda: not any(alive(pid) for pid in pids(spec.folder)))
+    stopped_by_hand(write_spec(methods=[GRPO], seeds=[0], launch=RAY, environment={"FAKE_SECONDS": "1"}), launcher)
 
 
 @pytest.mark.parametrize(

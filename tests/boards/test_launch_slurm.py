@@ -1,17 +1,15 @@
 """Jobs through submitit, on its local cluster: the same submission, pickles and results as under Slurm."""
 
-import io
 import os
-import signal
 
 import pytest
-from rich.console import Console
 
-from tests.boards.test_runner import GRPO, alive, output_of, pids, start_board, starts, wait_until
+from tests.boards.outliving import killed_and_gone_on_with, quiet, stopped_by_hand
+from tests.boards.test_runner import GRPO
 from trl_opd.boards.attempts import attempts_of
 from trl_opd.boards.launch import LaunchSpec, make_executor
 from trl_opd.boards.runner import run_board
-from trl_opd.boards.runs import FINISHED, plan_runs, status_of
+from trl_opd.boards.runs import plan_runs, status_of
 from trl_opd.boards.spec import load_spec
 from trl_opd.errors import UserError
 
@@ -46,24 +44,11 @@ kill -KILL -- "-$(cat "$SLURM_FAKE/$1.pid")"
 LOCAL = {"executor": "slurm", "workers": 2, "timeout_minutes": 5, "slurm": {"cluster": "local"}}
 
 
-def quiet() -> Console:
-    return Console(file=io.StringIO())
-
-
 def test_board_of_jobs_whose_queue_is_killed_finds_them_again(write_spec, launcher):
     """Nothing is started twice: the jobs outlive the queue, and the next queue waits for them."""
     spec_file = write_spec(methods=[GRPO], seeds=[0], launch=LOCAL, environment={"FAKE_SECONDS": "0.06"})
-    spec = load_spec(spec_file)
-    queue = start_board(launcher, spec_file)
-    wait_until(lambda: len(pids(spec.folder)) == 2, queue)
-    queue.kill()
-    queue.join()
-    console = quiet()
-    assert run_board(spec, launcher, console) == 0
-    assert "grpo-seed0: train found again, job " in console.file.getvalue()
-    assert set(starts(spec.runs_folder).values()) == {1}
-    assert {status_of(run).state for run in plan_runs(spec)} == {FINISHED}
-    attempts = attempts_of(spec.runs_folder / "grpo-seed0")
+    assert "grpo-seed0: train found again, job " in killed_and_gone_on_with(spec_file, launcher)
+    attempts = attempts_of(load_spec(spec_file).runs_folder / "grpo-seed0")
     assert [(one["stage"], one["executor"], one["status"]) for one in attempts] == [
         ("train", "slurm", "finished"),
         ("eval", "slurm", "finished"),
@@ -88,15 +73,7 @@ def test_sbatch_gets_the_boards_parameters_and_jobs_are_found_again(cluster, wri
     launch = {"executor": "slurm", "workers": 2, "timeout_minutes": 5, "gpus_per_run": 1}
     launch["slurm"] = {"slurm_partition": "long", "slurm_setup": ["export FROM_SETUP=1"]}
     spec_file = write_spec(methods=[GRPO], seeds=[0], launch=launch, environment={"FAKE_SECONDS": "0.06"})
-    spec = load_spec(spec_file)
-    queue = start_board(launcher, spec_file)
-    wait_until(lambda: len(pids(spec.folder)) == 2, queue)
-    queue.kill()
-    queue.join()
-    console = quiet()
-    assert run_board(spec, launcher, console) == 0
-    assert "grpo-seed0: train found again, job 10" in console.file.getvalue()
-    assert set(starts(spec.runs_folder).values()) == {1}
+    assert "grpo-seed0: train found again, job 10" in killed_and_gone_on_with(spec_file, launcher)
     batch = (cluster / "last.sbatch").read_text()
     for line in ("--gpus-per-node=1", "--job-name=small/grpo-seed0/eval", "--partition=long", "--time=15"):
         assert f"#SBATCH {line}\n" in batch
@@ -116,13 +93,7 @@ def test_what_sbatch_refuses_is_the_runs_error(cluster, write_spec, launcher):
 
 def test_interrupt_cancels_the_jobs(write_spec, launcher):
     spec_file = write_spec(methods=[GRPO], seeds=[0], launch=LOCAL, environment={"FAKE_SECONDS": "1"})
-    spec = load_spec(spec_file)
-    queue = start_board(launcher, spec_file)
-    wait_until(lambda: len(pids(spec.folder)) == 2, queue)
-    os.kill(queue.pid, signal.SIGINT)
-    assert "Stopped: 0 of 2 runs are finished and stay" in output_of(queue, spec_file)
-    assert queue.exitcode == 130
-    wait_until(lambda: not any(alive(pid) for pid in pids(spec.folder)))
+    assert stopped_by_hand(spec_file, launcher).exitcode == 130
 
 
 @pytest.mark.parametrize(

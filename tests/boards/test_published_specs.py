@@ -3,15 +3,10 @@
 from pathlib import Path
 
 import pytest
-import torch
-from trl import get_peft_config
 
-from trl_opd import checks
+from tests.conftest import check_command
 from trl_opd.boards.runs import TRAIN, plan_runs
 from trl_opd.boards.spec import load_spec
-from trl_opd.cli import train
-from trl_opd.methods import METHODS, load
-from trl_opd.objectives import OBJECTIVES
 
 BOARDS = sorted((Path(__file__).parents[2] / "leaderboards").glob("qwen3-*.yaml"))
 
@@ -54,16 +49,4 @@ def test_every_planned_training_would_be_accepted(spec):
     assert set(tried) == {line.name for line in spec.methods}
     for stage in tried.values():
         method, *options = stage.arguments[1:]
-        train.check_recipe(options, method)
-        if not torch.cuda.is_available():
-            options += ["--use_cpu", "true"]
-        data, config, model = train.parse(METHODS[method].config, options)
-        rewards = train.named_functions(data)["reward_funcs"]
-        checks.check_adapter(get_peft_config(model))
-        if METHODS[method].kind == "off-policy":
-            load(METHODS[method].trainer).check_settings(config, rewards)
-        else:
-            objective = OBJECTIVES[method](config)
-            checks.check_config(config, objective)
-            checks.check_rewards(rewards, objective)
-            checks.check_teacher(None, None, config, objective)
+        check_command(method, options)

@@ -135,6 +135,7 @@ def test_report_stands_alone_and_shows_what_is_missing(spec, capsys):
     table = (spec.folder / "table.md").read_text()
     assert "| opd |" in table
     assert "in these runs" in table
+    assert "Lines with one finished seed: over problems alone" in table
     assert "- opsd-seed1: missing" in table
     page = (spec.folder / "board.html").read_text()
     assert "3 of 7 runs are not in the numbers" in page

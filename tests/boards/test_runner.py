@@ -364,7 +364,9 @@ def test_terminal_shows_one_live_line_for_each_run(write_spec, launcher):
 def test_plan_and_messages_of_the_command(write_spec, launcher, capsys, tmp_path):
     spec_file = write_spec()
     assert main(["plan", str(spec_file)], launcher) == 0
-    assert "0 of 7 runs finished" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "0 of 7 runs finished" in printed
+    assert re.search(r"^base: missing\ngrpo-seed0 to \w+-seed1 \(6 runs\): missing$", printed, re.MULTILINE)
     assert {status_of(run).state for run in plan_runs(load_spec(spec_file))} == {MISSING}
     with pytest.raises(UserError, match="There is no board spec"):
         main(["run", str(tmp_path / "none.yaml")], launcher)

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats as reference
 
 from tests.boards.coverage import SETTINGS, coverage, family_claims, hierarchical_bootstrap, normal, this_one
-from trl_opd.boards.contrast import SMALLEST_P, Arm, contrast
+from trl_opd.boards.contrast import Arm, contrast
 from trl_opd.boards.schema import METHODS, RUNS
 from trl_opd.boards.stats import NOT_DISTINGUISHABLE, Difference, accuracy, corrected, difference, holm
 from trl_opd.errors import UserError
@@ -75,13 +75,15 @@ def test_seeds_without_spread_leave_the_paired_interval_over_problems():
 
 
 def test_difference_is_paired_by_problem():
-    """A constant gain on problems of very different difficulty is seen only by pairing."""
+    """A small gain on problems of very different difficulty is seen only by pairing."""
     base = np.repeat(np.arange(10)[:, None] >= np.arange(10)[None, :], 3, axis=0)[None]  # shares from 0.1 to 1
     lower = base.copy()
-    lower[:, :, 0] = False
+    lower[:, 3:, 0] = False
     result = difference(Arm(base, trained=False), Arm(lower, trained=False))
-    assert (result.value, result.low, result.high) == (pytest.approx(0.1),) * 3
-    assert (result.verdict, result.p) == ("better", pytest.approx(SMALLEST_P, rel=10))
+    paired = reference.ttest_rel(base[0].mean(axis=1), lower[0].mean(axis=1))
+    assert (result.value, result.p) == (pytest.approx(0.09), pytest.approx(paired.pvalue))
+    assert result.verdict == "better"
+    assert reference.ttest_ind(base[0].mean(axis=1), lower[0].mean(axis=1)).pvalue > 0.2
     assert difference(Arm(lower, trained=False), Arm(base, trained=False)).verdict == "worse"
 
 
@@ -123,6 +125,24 @@ def test_no_difference_on_any_problem_is_no_proof_of_equality():
     result = difference(wrong, wrong)
     assert (result.low, result.high) == pytest.approx((0.025 ** (1 / 6) - 1, 1 - 0.025 ** (1 / 6)))
     assert (result.p, result.verdict) == (1.0, NOT_DISTINGUISHABLE)
+
+
+@pytest.mark.parametrize(("problems", "verdict"), [(3, NOT_DISTINGUISHABLE), (12, "better")])
+def test_the_same_difference_on_every_problem_is_judged_by_their_number(problems, verdict):
+    right, wrong = (Arm(np.full((1, problems, 2), value), trained=False) for value in (True, False))
+    result = difference(right, wrong)
+    assert (result.value, result.high, result.p) == (1.0, 1.0, pytest.approx(2.0 ** (1 - problems)))
+    assert (result.verdict, result.low > 0) == (verdict, verdict == "better")
+
+
+def test_rounding_is_no_variance():
+    """Shares of tenths and thirds that differ by the same amount everywhere, but for the last bits."""
+    base = np.repeat(np.arange(10)[:, None] >= np.arange(10)[None, :], 3, axis=0)[None]
+    lower = base.copy()
+    lower[:, :, 0] = False
+    found = contrast((1, Arm(base)), (-1, Arm(lower)), fixed_runs=True)
+    assert found.standard_error == 0
+    assert found.p_value() == pytest.approx(2 * 1.1**-30)
 
 
 def test_seeds_that_are_alike_by_chance_are_no_proof_of_a_difference():

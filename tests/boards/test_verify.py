@@ -42,6 +42,15 @@ def test_a_clone_verifies_without_weights(clone):
     assert verify_board(clone) == []
 
 
+def test_data_are_needed_to_run_and_not_to_verify(clone, launcher):
+    raw = yaml.safe_load(clone.path.read_text())
+    raw["evaluation"][0]["data_dir"] = "nowhere"
+    clone.path.write_text(yaml.safe_dump(raw))
+    assert verify_board(load_spec(clone.path)) == []
+    with pytest.raises(UserError, match="evaluation: there is no folder nowhere, neither beside the spec in "):
+        main(["plan", str(clone.path)], launcher)
+
+
 def test_the_command_says_what_is_wrong(clone, capsys):
     assert main(["verify", str(clone.path)]) == 0
     assert "every hash and every number is right" in capsys.readouterr().out

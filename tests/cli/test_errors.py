@@ -165,9 +165,9 @@ WRONG_PATHS = [
 
 BAD_FILES = [
     case("train grpo --config typo.yaml", "did you mean 'learning_rate'"),
-    case("train grpo --config list.yaml", "list.yaml is no list of 'option: value' lines"),
+    case("train grpo --config list.yaml", "list.yaml must hold `key: value` lines"),
     case("train grpo --config broken.yaml", "broken.yaml is not valid YAML"),
-    case("train grpo --config empty.yaml", "empty.yaml is no list"),
+    case("train grpo --config empty.yaml", "empty.yaml must hold `key: value` lines"),
     case("train grpo --config bytes.yaml", "bytes.yaml is not valid YAML"),
     case("train grpo --config ignored.yaml", "lora_r=8 acts with use_peft only"),
     case("check grpo --config typo.yaml", "did you mean 'learning_rate'"),
@@ -308,3 +308,14 @@ def test_a_process_with_debug_shows_where_the_mistake_was_noticed():
     assert found.returncode == 1
     assert "Traceback" in found.stderr
     assert "trl_opd.errors.UserError: There is no method 'sdop'" in found.stderr
+
+
+def test_an_interrupt_is_a_sentence_and_debug_shows_where(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trl_opd.cli.train.main", interrupted)
+    assert main(list(GRPO)) == 130
+    assert capsys.readouterr().err == "\nStopped: the same command goes on from what is stored, if anything is.\n"
+    with pytest.raises(KeyboardInterrupt):
+        main([*GRPO, "--debug"])

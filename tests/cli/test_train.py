@@ -44,6 +44,10 @@ def opsd_recipe(tmp_path, **values) -> str:
     return recipe(tmp_path, reference_template="{prompt}\n{solution}\n", dtype="float32", **values)
 
 
+def opsd_command(path: str, model_path: str, output_dir) -> list[str]:
+    return f"train opsd --config {path} --model_name_or_path {model_path} --output_dir {output_dir}".split()
+
+
 def run_record(folder) -> dict:
     return json.loads((Path(folder) / "run.json").read_text())
 
@@ -186,16 +190,7 @@ def test_unknown_recipe_key_names_the_nearest(tmp_path, capsys):
 
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path, model_path, capsys):
     path = opsd_recipe(tmp_path, max_steps=1)
-    command = [
-        "train",
-        "opsd",
-        "--config",
-        path,
-        "--model_name_or_path",
-        model_path,
-        "--output_dir",
-        str(tmp_path / "r"),
-    ]
+    command = opsd_command(path, model_path, tmp_path / "r")
     assert main(command) == 0
     assert main([*command, "--learning_rate", "0.5"]) == 2
     assert "learning_rate" in capsys.readouterr().err
@@ -216,16 +211,7 @@ def test_version(capsys):
 
 def test_too_few_rows_for_one_step_are_refused(tmp_path, model_path, capsys):
     path = opsd_recipe(tmp_path, dataset_limit=4)
-    command = [
-        "train",
-        "opsd",
-        "--config",
-        path,
-        "--model_name_or_path",
-        model_path,
-        "--output_dir",
-        str(tmp_path / "r"),
-    ]
+    command = opsd_command(path, model_path, tmp_path / "r")
     assert main(command) == 2
     assert "has 4 rows, but one rollout batch takes 8 prompts" in capsys.readouterr().err
 

@@ -45,6 +45,11 @@ With it, a board of six methods that all equal their baseline claimed a differen
 repetitions of the usual setting, in 15 with 30 problems x 32 answers, and in 34 where seeds matter most. With the
 interval's own degrees of freedom the usual setting gave 68.
 
+**No variance.** Where every problem shows the same difference (both methods all right, or one all wrong where the other
+is all right) there is nothing to estimate a variance from. By the exact binomial a share of at most u of all problems
+may show another one, which lies at most 1 + |value| away, so that the interval is value +- u (1 + |value|), with
+u = 1 - 0.025^(1/N), and p is the level at which that touches 0, 2 (1 + |value|)^-N: the sign test's where |value| is 1.
+
 **One seed.** A single run of a trained method says nothing of the next seed. The contrast of the *runs* holds the
 trained models fixed: V_s is 0, V_p = var_i / N with everything in it, and the interval speaks of other problems alone.
 """
@@ -59,6 +64,8 @@ from trl_opd.errors import UserError
 
 LEVEL = 0.95
 SMALLEST_P = 1e-12
+#: A variance of shares below this is what rounding left of none.
+ROUNDING = 1e-25
 TINY = np.finfo(float).tiny
 
 
@@ -106,6 +113,7 @@ class Contrast:
     """A signed sum of arms, with the two variances of the module docstring and the degrees of freedom of their sum."""
 
     value: float
+    problems: int
     seeds_variance: float
     problems_variance: float
     df: float
@@ -117,6 +125,8 @@ class Contrast:
 
     def half_width(self, level: float = LEVEL) -> float:
         """Half the width of the two-sided interval."""
+        if self.standard_error == 0:
+            return (1 - (0.5 - level / 2) ** (1 / self.problems)) * (1 + abs(self.value))
         return float(stats.t.ppf(0.5 + level / 2, self.df)) * self.standard_error
 
     def p_value(self) -> float:
@@ -128,10 +138,8 @@ class Contrast:
         return self._p(self.tail_df)
 
     def _p(self, df: float) -> float:
-        if self.value == 0:
-            return 1.0
         if self.standard_error == 0:
-            return SMALLEST_P
+            return max(min(2 * (1 + abs(self.value)) ** -self.problems, 1.0), SMALLEST_P)
         return max(float(2 * stats.t.sf(abs(self.value) / self.standard_error, df)), SMALLEST_P)
 
 
@@ -154,17 +162,19 @@ def contrast(*signed_arms: tuple[int, Arm], fixed_runs: bool = False) -> Contras
             f"{max(counts)}: evaluate both with the same settings."
         )
     seeded = [] if fixed_runs else [arm.by_seed_and_problem for _, arm in signed_arms if len(arm.correct) > 1]
-    seed_variances = [table.mean(axis=1).var(ddof=1) / len(table) for table in seeded]
+    seed_variances = [_variance(table.mean(axis=1)) / len(table) for table in seeded]
     residuals = sum(residual_variance(table) / table.size for table in seeded)
     per_problem = sum(sign * arm.by_problem for sign, arm in signed_arms)
     problems = len(per_problem)
-    problems_variance = max(per_problem.var(ddof=1) / problems - residuals, 0.0)
+    over_problems = _variance(per_problem) / problems
+    problems_variance = max(over_problems - residuals, 0.0)
     if sum(seed_variances) + problems_variance == 0:
-        problems_variance = per_problem.var(ddof=1) / problems
+        problems_variance = over_problems
     seeds_df = [len(table) - 1 for table in seeded]
     df, tail_df = degrees_of_freedom(np.array(seed_variances), np.array(seeds_df), problems_variance, problems - 1)
     return Contrast(
         value=float(per_problem.mean()),
+        problems=problems,
         seeds_variance=float(sum(seed_variances)),
         problems_variance=float(problems_variance),
         df=float(df),
@@ -193,6 +203,11 @@ def degrees_of_freedom(
     df_R = 1 / np.maximum(seeds_part_R + problem_share_R**2 / problems_df, TINY)
     tail_df_R = 1 / np.maximum(seeds_part_R / seed_share_R + problem_share_R / problems_df, TINY)
     return df_R, tail_df_R
+
+
+def _variance(values: NDArray) -> float:
+    found = float(values.var(ddof=1))
+    return found if found > ROUNDING else 0.0
 
 
 def _column(values_M: NDArray, like: NDArray) -> NDArray:

@@ -7,24 +7,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trl_opd.errors import UserError
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        UserError: if it is not YAML or not a mapping.
-    """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} must hold `key: value` lines.")
-    return raw
 
 
 def build(cls: type, raw: Any, where: str) -> Any:

@@ -20,10 +20,10 @@ from typing import Any
 from trl_opd.boards.choices import BEST, LAST, Choice, read_choice
 from trl_opd.boards.commands import eval_arguments, model_options, train_arguments
 from trl_opd.boards.files import content_hash, read_json, write_json
-from trl_opd.boards.records import read_yaml
 from trl_opd.boards.spec import BASE_RUN, BoardSpec, EvaluationSpec, MethodSpec
 from trl_opd.boards.training_rows import fingerprint
 from trl_opd.errors import UserError
+from trl_opd.evals.files import read_yaml
 from trl_opd.state import best_step
 
 FINISHED, FAILED, UNFINISHED, MISSING, WAITING = "finished", "failed", "unfinished", "missing", "waiting"

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from trl_opd.boards.launch.settings import LaunchSpec
-from trl_opd.boards.records import build, read_yaml
+from trl_opd.boards.records import build
 from trl_opd.errors import UserError
+from trl_opd.evals.files import read_yaml
 from trl_opd.recipes import recipes
 from trl_opd.suggest import suggest
 
@@ -285,32 +286,43 @@ def load_spec(path: str | Path) -> BoardSpec:
 def _resolved(spec: BoardSpec) -> BoardSpec:
     folder = spec.path.parent
     methods = [dataclasses.replace(one, recipe=_recipe(one.recipe, folder, one.name)) for one in spec.methods]
-    evaluation = [_with_data(entry, folder, "evaluation") for entry in spec.evaluation]
-    validation = spec.validation and _with_data(spec.validation, folder, "validation")
+    evaluation = [_with_data(entry, folder) for entry in spec.evaluation]
+    validation = spec.validation and _with_data(spec.validation, folder)
     output_dir = spec.output_dir and (folder / spec.output_dir).resolve()
     return dataclasses.replace(
         spec, methods=methods, evaluation=evaluation, validation=validation, output_dir=output_dir
     )
 
 
-def _with_data(entry: ValidationSpec, folder: Path, owner: str) -> ValidationSpec:
-    return dataclasses.replace(entry, data_dir=entry.data_dir and _found(entry.data_dir, folder, owner))
+def _with_data(entry: ValidationSpec, folder: Path) -> ValidationSpec:
+    """A folder that is not there stays as it is written: a board is reported and verified where its data are not."""
+    return dataclasses.replace(entry, data_dir=entry.data_dir and (_nearest(entry.data_dir, folder) or entry.data_dir))
 
 
 def _recipe(path: Path, folder: Path, owner: str) -> Path:
     """A file, or what ships under that name, such as `testbed/sdpo`; a file comes first, as after `--config`."""
     shipped = {recipe.name: recipe.path for recipe in recipes()}
-    try:
-        return _found(path, folder, owner)
-    except UserError as error:
-        if str(path) in shipped:
-            return shipped[str(path)]
-        raise UserError(f"{str(error).removesuffix('.')}{suggest(str(path), shipped)}.") from None
+    found = _nearest(path, folder) or shipped.get(str(path))
+    if found is None:
+        raise UserError(f"{owner}: there is no {path}, {_nowhere(folder)}{suggest(str(path), shipped)}.")
+    return found
 
 
-def _found(path: Path, folder: Path, owner: str) -> Path:
-    """`path` beside the spec or in the nearest folder above it that has it."""
-    for parent in (folder, *folder.parents):
-        if (parent / path).exists():
-            return (parent / path).resolve()
-    raise UserError(f"{owner}: there is no {path}, neither beside the spec in {folder} nor in a folder above it.")
+def check_data_folders(spec: BoardSpec) -> None:
+    """Refuse a board whose evaluations could not find their problems; to be called before anything is run.
+
+    Raises:
+        UserError: naming the folder that is not there.
+    """
+    for owner, entry in [("validation", spec.validation), *(("evaluation", one) for one in spec.evaluation)]:
+        if entry is not None and entry.data_dir is not None and not entry.data_dir.is_dir():
+            raise UserError(f"{owner}: there is no folder {entry.data_dir}, {_nowhere(spec.path.parent)}.")
+
+
+def _nearest(path: Path, folder: Path) -> Path | None:
+    """`path` beside the spec, or in the nearest folder above it that has it."""
+    return next(((parent / path).resolve() for parent in (folder, *folder.parents) if (parent / path).exists()), None)
+
+
+def _nowhere(folder: Path) -> str:
+    return f"neither beside the spec in {folder} nor in a folder above it"

@@ -104,17 +104,12 @@ def accuracy(arm: Arm) -> Accuracy:
 def difference(arm: Arm, baseline: Arm, seed: int = 0) -> Difference:
     """`arm` minus `baseline`, paired by problem; `seed` draws the sign flips.
 
-    Where no problem shows any difference all variances are 0; the interval is then plus and minus the largest share of
-    problems that could differ, by the exact binomial.
-
     Raises:
         UserError: if the two did not answer the same number of problems.
     """
     of_runs = not (arm.speaks_of_seeds and baseline.speaks_of_seeds)
     found = contrast((1, arm), (-1, baseline), fixed_runs=of_runs)
     half = found.half_width()
-    if half == 0 and found.value == 0:
-        half = _exact_interval(0, arm.correct.shape[1])[1]
     return Difference(
         value=found.value,
         low=max(found.value - half, -1.0),

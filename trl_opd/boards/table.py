@@ -57,7 +57,7 @@ def render_table(results: Results) -> str:
     lines += _listed("Notes", results["notes"]) + _listed("Warnings", _warnings(results))
     lines += ["", *_second_table(results), "", _second_footnote(results)]
     absent = [run for run in results["runs"] if run["status"] != "finished" or run["not_comparable"]]
-    lines += _listed("Not in the numbers", [f"{run['name']}: {standing(run)}" for run in absent])
+    lines += _listed("Not, or only partly, in the numbers", [f"{run['name']}: {standing(run)}" for run in absent])
     return "\n".join(lines) + "\n"
 
 
@@ -69,9 +69,10 @@ def standing(run: RunResult) -> str:
 
 
 def _primary_table(results: Results) -> list[str]:
+    baseline = next(row["label"] for row in results["rows"] if row["is_baseline"])
     head = [
-        "Line", "Accuracy, %", "95 % interval", f"Difference to {_cell(results['baseline'])}, points", "95 % interval",
-        "p, Holm", "Verdict", "Seeds",
+        "Line", "Accuracy, %", "95 % interval", f"Difference to {_cell(baseline)}, points", "95 % interval", "p, Holm",
+        "Verdict", "Seeds",
     ]  # fmt: skip
     rows = [_row(_primary_cells(results, row)) for row in results["rows"]]
     return [_row(head), _row(["---"] + ["--:"] * 5 + ["---", "--:"]), *rows]
@@ -148,6 +149,8 @@ def _footnote(results: Results) -> str:
     if seeds < 2:
         return text + "Intervals are over problems: they are about these runs, and say nothing of other seeds."
     text += "Intervals are over seeds and problems; verdicts are after Holm's correction over all compared lines."
+    if any(row["finished"] == 1 and row["kind"] != "base" for row in results["rows"]):
+        text += " Lines with one finished seed: over problems alone, for these runs."
     if design["smallest_detectable"] is not None:
         text += (
             f" A true difference of {100 * design['smallest_detectable']:.1f} points is found with 80 % power at the "

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from trl_opd.boards.runner import LAUNCHER, run_board
 from trl_opd.boards.runs import check_identity, plan_runs
-from trl_opd.boards.spec import BoardSpec, load_spec
+from trl_opd.boards.spec import BoardSpec, check_data_folders, load_spec
 from trl_opd.cli.board_plan import detectable, print_plan
 from trl_opd.cli.parser import Parser
 from trl_opd.errors import UserError
@@ -93,6 +93,7 @@ def _check(spec: BoardSpec, launcher: Sequence[str], to_run: bool) -> list[str]:
     Raises:
         UserError: with the first thing that is wrong.
     """
+    check_data_folders(spec)
     unchecked: list[str] = []
     if launcher is LAUNCHER:  # a stand-in for the trainer has options of its own
         from trl_opd.cli.board_check import check_training  # imports torch and TRL

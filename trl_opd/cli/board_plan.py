@@ -1,6 +1,7 @@
 """`trl-opd board plan`: every run as it stands, what is left, and what it will cost and show."""
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from rich.console import Console
 from rich.text import Text
@@ -13,6 +14,9 @@ from trl_opd.boards.spec import BoardSpec
 from trl_opd.boards.table import duration
 from trl_opd.boards.training_rows import fingerprint
 from trl_opd.evals.suites import load_suite
+
+#: Runs that stand alike are named one by one up to this many, then by the first and the last.
+MOST_NAMED = 3
 
 
 def print_plan(spec: BoardSpec, unchecked: Sequence[str], commands: bool, console: Console) -> None:
@@ -27,11 +31,15 @@ def print_plan(spec: BoardSpec, unchecked: Sequence[str], commands: bool, consol
     for what in unchecked:
         say(f"not compared with the training rows: {what}" if what.startswith("the problems") else f"not read: {what}")
     say("")
-    for run in runs:
-        say(f"{run.name}: {standing(run)}")
-        for stage in run.stages if commands else ():
-            if not stage.is_finished():
-                say(f"    {stage.command}")
+    if commands:
+        for run in runs:
+            say(f"{run.name}: {standing(run)}")
+            for stage in run.stages:
+                if not stage.is_finished():
+                    say(f"    {stage.command}")
+    else:
+        for (_, stands), group in groupby(runs, lambda run: (run.role, standing(run))):
+            say(f"{_names([run.name for run in group])}: {stands}")
     say("")
     finished = sum(status_of(run).state == FINISHED for run in runs)
     say(f"{finished} of {len(runs)} runs finished, {spec.launch.workers} at a time, in {spec.folder}")
@@ -85,6 +93,11 @@ def cost(spec: BoardSpec, estimate: Estimate) -> str:
         f"{what}, about {duration(estimate.seconds)} of work{gpus}, {duration(estimate.seconds / spec.launch.workers)} "
         f"with {spec.launch.workers} at a time, by the {estimate.measured} stages that have finished"
     )
+
+
+def _names(names: Sequence[str]) -> str:
+    """Runs that stand alike, in the order of the plan."""
+    return ", ".join(names) if len(names) <= MOST_NAMED else f"{names[0]} to {names[-1]} ({len(names)} runs)"
 
 
 def _rows(spec: BoardSpec) -> str:

@@ -25,6 +25,8 @@ COMMANDS = {
 
 #: Exit status after a mistake of the user.
 MISTAKE = 2
+#: Exit status after Ctrl-C, as shells have it.
+INTERRUPTED = 130
 
 
 def usage() -> str:
@@ -48,7 +50,7 @@ def usage() -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Runs one subcommand; returns its exit status, 2 after a user's mistake.
+    """Runs one subcommand; returns its exit status, 2 after a user's mistake, 130 after Ctrl-C.
 
     Mistakes are `UserError`s, and files or servers that cannot be reached; `--debug` lets both through with their
     traceback. Anything else is a mistake of ours, and its traceback is always shown.
@@ -68,6 +70,11 @@ def main(argv: list[str]) -> int:
             raise
         print(f"error: {_told(error)}", file=sys.stderr)
         return MISTAKE
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("\nStopped: the same command goes on from what is stored, if anything is.", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _told(error: UserError | OSError) -> str:

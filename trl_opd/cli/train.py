@@ -6,11 +6,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trl_opd.cli.parser import told
 from trl_opd.defaults import changed, default_of, trl_base
 from trl_opd.errors import UserError
+from trl_opd.evals.files import read_yaml
 from trl_opd.methods import METHODS, load, method
 from trl_opd.recipes import recipes, with_paths
 from trl_opd.suggest import suggest
@@ -107,12 +106,7 @@ def check_recipe(options: list[str], name: str) -> None:
     if not path.is_file():
         near = suggest(options[position], [recipe.name for recipe in recipes()])
         raise UserError(f"There is no recipe {path}{near}; check the path after --config, or see trl-opd recipes list.")
-    try:
-        recipe = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())}); mend it.") from error
-    if not isinstance(recipe, dict):
-        raise UserError(f"{path} is no list of 'option: value' lines; mend it.")
+    recipe = read_yaml(path)
     known = {f.name for kind in _dataclasses(method(name).config) for f in fields(kind)} | {"env"}
     for key in recipe:
         if key not in known:
@@ -125,7 +119,7 @@ def named_options(options: list[str]) -> frozenset[str]:
     """The options that a command line and its recipe, which has been checked, name."""
     recipe = {}
     if "--config" in options:
-        recipe = yaml.safe_load(Path(options[options.index("--config") + 1]).read_text())
+        recipe = read_yaml(Path(options[options.index("--config") + 1]))
     return frozenset([*recipe, *map(_name, _flags(options))]) - {"config", "env"}
 
 

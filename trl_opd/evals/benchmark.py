@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trl_opd.errors import UserError
 from trl_opd.evals.engines import Sampling
+from trl_opd.evals.files import read_yaml
 from trl_opd.evals.records import from_mapping
 from trl_opd.verify.extraction import EXTRACTIONS
 
@@ -270,21 +269,6 @@ def load_benchmark(path: Path) -> Benchmark:
     if isinstance(values.get("errata"), list):
         built["errata"] = [from_mapping(Erratum, row, f"{path.name}: errata") for row in values["errata"]]
     return from_mapping(Benchmark, {**values, **built}, path.name)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        UserError: The file is no YAML or holds something else than a mapping.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path.name} must be a mapping of keys to values.")
-    return values
 
 
 def _as_text(value: Any) -> str:

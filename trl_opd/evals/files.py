@@ -1,4 +1,4 @@
-"""JSON on disk, safe against a process that dies in the middle: whole files, and files of rows that only grow."""
+"""JSON on disk, safe against a process that dies in the middle: whole files, and files of rows that only grow; YAML."""
 
 import json
 import os
@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any
+
+import yaml
 
 from trl_opd.errors import UserError
 
@@ -132,6 +134,21 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: if it is not YAML or not a mapping.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must hold `key: value` lines.")
+    return raw
 
 
 def _whole_bytes(path: Path) -> int:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from trl_opd.errors import UserError
-from trl_opd.evals.benchmark import Benchmark, Protocol, load_benchmark, read_yaml
+from trl_opd.evals.benchmark import Benchmark, Protocol, load_benchmark
+from trl_opd.evals.files import read_yaml
 from trl_opd.evals.records import from_mapping, suggest
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from trl_opd.contexts import Context, ReferenceSolution, teacher_reads
 from trl_opd.defaults import changed
 from trl_opd.errors import UserError
+from trl_opd.hindsight import OPTIONS as HINDSIGHT_OPTIONS
 from trl_opd.hindsight import hindsight
 from trl_opd.objectives.base import Objective, check_own_distribution, trust_region_rate
 from trl_opd.objectives.divergence import Divergence
@@ -40,18 +41,7 @@ OPTIONS = {
         "teacher_server_concurrency",
     ),
     ("context", "reference"): ("solution_column", "reference_template"),
-    ("context", "hindsight"): (
-        "use_demonstrations",
-        "use_feedback",
-        "exclude_self",
-        "feedback_only_without_demonstration",
-        "include_attempt",
-        "strip_thinking",
-        "teacher_template",
-        "demonstration_section",
-        "feedback_section",
-        "attempt_section",
-    ),
+    ("context", "hindsight"): ("use_demonstrations", *HINDSIGHT_OPTIONS),
     ("weighting", "entropy"): ("entropy_beta",),
     ("weighting", "perplexity"): ("weight_temperature",),
 }

@@ -3,6 +3,7 @@
 import sys
 from importlib import import_module
 
+from trl_opd.cli.main import INTERRUPTED
 from trl_opd.errors import UserError
 from trl_opd.evals.records import suggest
 
@@ -16,9 +17,6 @@ COMMANDS = {
     "calibrate": "calibrate",
     "lm-eval-tasks": "lm_eval_tasks",
 }
-
-INTERRUPTED = 130
-"""The exit status after Ctrl-C, as shells have it."""
 
 
 def main(argv: list[str]) -> int:

@@ -73,16 +73,27 @@ class Landlock:
                 "paths": self.interpreter.package_paths,
             }
         )
-        command = self.interpreter.command(BOOT, task_descriptor)
-        try:
-            environment = {**ENVIRONMENT, "HOME": folder, "TMPDIR": folder}
-            popen = start(command, [*descriptors, task_descriptor], streams, environment, folder)
-        except BaseException:
-            remove_folder(folder)
-            raise
-        finally:
-            os.close(task_descriptor)
-        return Process(popen, clean=lambda: remove_folder(folder))
+        return start_in(folder, self.interpreter, task_descriptor, descriptors, streams)
+
+
+def start_in(
+    folder: str,
+    interpreter: Interpreter,
+    task_descriptor: int,
+    descriptors: Sequence[int],
+    streams: Mapping[str, int],
+) -> Process:
+    """Start a task in a private folder, which is removed with it; the task's descriptor is closed here."""
+    try:
+        command = interpreter.command(BOOT, task_descriptor)
+        environment = {**ENVIRONMENT, "HOME": folder, "TMPDIR": folder}
+        popen = start(command, [*descriptors, task_descriptor], streams, environment, folder)
+    except BaseException:
+        remove_folder(folder)
+        raise
+    finally:
+        os.close(task_descriptor)
+    return Process(popen, clean=lambda: remove_folder(folder))
 
 
 def private_folder(uid: int | None) -> str:

@@ -1,14 +1,13 @@
 """A plain subprocess: limits, but no protection. For programs that one would run anyway."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trl_opd.verify.sandbox.guest_code import BOOT, task_file
-from trl_opd.verify.sandbox.interpreter import ENVIRONMENT, Interpreter
-from trl_opd.verify.sandbox.landlock import private_folder, remove_folder
+from trl_opd.verify.sandbox.guest_code import task_file
+from trl_opd.verify.sandbox.interpreter import Interpreter
+from trl_opd.verify.sandbox.landlock import private_folder, start_in
 from trl_opd.verify.sandbox.limits import Limits
-from trl_opd.verify.sandbox.process import Process, start
+from trl_opd.verify.sandbox.process import Process
 
 
 class Plain:
@@ -45,13 +44,4 @@ class Plain:
                 "paths": self.interpreter.package_paths,
             }
         )
-        try:
-            command = self.interpreter.command(BOOT, task_descriptor)
-            environment = {**ENVIRONMENT, "HOME": folder, "TMPDIR": folder}
-            popen = start(command, [*descriptors, task_descriptor], streams, environment, folder)
-        except BaseException:
-            remove_folder(folder)
-            raise
-        finally:
-            os.close(task_descriptor)
-        return Process(popen, clean=lambda: remove_folder(folder))
+        return start_in(folder, self.interpreter, task_descriptor, descriptors, streams)
