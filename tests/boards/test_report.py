@@ -123,6 +123,12 @@ def test_signs_of_trouble_are_sentences_of_the_row(spec):
     assert rows["opd"]["warnings"] != rows["grpo"]["warnings"]
 
 
+def test_groups_without_variance_are_a_matter_of_the_policy_gradient(spec):
+    for seed in (0, 1):
+        edit_log(spec, f"grpo-seed{seed}", lambda row: row | {"frac_reward_zero_std": 1.0, "signal/pg_fraction": 0.0})
+    assert rows_of(spec)["grpo"]["training"]["zero_variance"] is None
+
+
 def test_report_stands_alone_and_shows_what_is_missing(spec, capsys):
     for name in ("opd-seed1", "opsd-seed0", "opsd-seed1"):
         shutil.rmtree(spec.runs_folder / name)
@@ -293,7 +299,9 @@ def test_a_choice_that_the_trials_do_not_give_is_kept_apart(write_spec, launcher
     methods = [{"name": "grpo", "method": "grpo", "recipe": "recipes/fake.yaml"}]
     spec = load_spec(write_spec(**trials, methods=methods, validation={"benchmark": "arithmetic_validation", "n": 1}))
     assert run_board(spec, launcher) == 0
-    assert [trial["chosen"] for trial in rows_of(spec)["grpo"]["trials"]] == [True, False]
+    row = rows_of(spec)["grpo"]
+    assert [trial["chosen"] for trial in row["trials"]] == [True, False]
+    assert any("0.0001, is the smallest that was tried" in warning for warning in row["warnings"])
     assert not any("kept apart" in warning for warning in results_of(spec)["warnings"])
     path = records_folder(spec) / "trials.json"
     shutil.rmtree(spec.runs_folder)

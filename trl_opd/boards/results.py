@@ -148,7 +148,7 @@ class ResultsBuilder:
             "checkpoint": self._checkpoint(counted) if method and counted else None,
             "trials": self._trials(name, choice),
             "learning_rate": choice.get("learning_rate"),
-            "warnings": training_warnings(counted) + self._score_warnings(scores) if counted else [],
+            "warnings": self._row_warnings(counted, scores, choice) if counted else [],
         }
 
     def _score(self, name: str, key: str) -> Score:
@@ -184,6 +184,11 @@ class ResultsBuilder:
     def _trials(self, name: str, choice: Mapping[str, Any]) -> list[Trial]:
         chosen = choice.get("learning_rate")
         return [trial | {"chosen": trial["learning_rate"] == chosen} for trial in choice.get("trials", [])]
+
+    def _row_warnings(
+        self, counted: list[RunRecord], scores: Mapping[str, Score], choice: Mapping[str, Any]
+    ) -> list[str]:
+        return training_warnings(counted) + self._score_warnings(scores) + _edge_of_the_trials(choice)
 
     def _score_warnings(self, scores: Mapping[str, Score]) -> list[str]:
         told = []
@@ -337,7 +342,18 @@ def metrics_of(one: Evaluation) -> Metrics:
         reasons=one.column("reason"),
         truncated_PN=None if any(None in row for row in truncated) else truncated,
         tokens_PN=None if any(None in row for row in tokens) else tokens,
+        most_votes_only=True,
     )
+
+
+def _edge_of_the_trials(choice: Mapping[str, Any]) -> list[str]:
+    """Whether trials chose the smallest or the largest rate, so that a better one may lie outside."""
+    rates = sorted(trial["learning_rate"] for trial in choice.get("trials", []))
+    chosen = choice.get("learning_rate")
+    if len(rates) < 2 or chosen not in (rates[0], rates[-1]):
+        return []
+    end = "largest" if chosen == rates[-1] else "smallest"
+    return [f"The chosen learning rate, {chosen:g}, is the {end} that was tried: a better one may lie beyond it."]
 
 
 def _plain(one: stats.Difference | None) -> Difference | None:

@@ -89,7 +89,7 @@ class Training(TypedDict):
     truncated: float | None
     entropy: float | None
     active_fraction: float | None
-    zero_variance: float | None  # share of groups whose rewards are all alike, mean over all steps
+    zero_variance: float | None  # of groups whose rewards are all alike, over steps with a policy gradient
 
 
 class CheckpointScore(TypedDict):

@@ -18,6 +18,8 @@ AT_THE_END = {
     "active_fraction": "signal/active_fraction",
 }
 ZERO_VARIANCE = "frac_reward_zero_std"
+#: Share of rows with a group-relative advantage: where it is 0, it is no matter whether groups vary.
+POLICY_GRADIENT = "signal/pg_fraction"
 CURVE_COLUMNS = ("generated_tokens", "seconds", "reward", "loss", "entropy")
 
 
@@ -30,7 +32,7 @@ def training_of(record: RunRecord) -> Training:
         **{name: _number(stored.get(name)) for name in COSTS},
         "gpu_hours": gpus * seconds / 3600 if gpus and seconds is not None else None,
         **{name: _mean_of([row.get(logged) for row in last]) for name, logged in AT_THE_END.items()},
-        "zero_variance": _mean_of([row.get(ZERO_VARIANCE) for row in log]),
+        "zero_variance": _mean_of([row.get(ZERO_VARIANCE) for row in log if row.get(POLICY_GRADIENT)]),
     }
 
 

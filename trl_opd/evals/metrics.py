@@ -129,6 +129,7 @@ def compute(
     reasons: Sequence[Sequence[str]],
     truncated_PN: Rows | None,
     tokens_PN: Rows | None,
+    most_votes_only: bool = False,
 ) -> Metrics:
     """All metrics of a run.
 
@@ -138,6 +139,7 @@ def compute(
         reasons (`list[list[str]]`): The reasons of the verdicts, `[P, n]`.
         truncated_PN (`numpy.ndarray`, *optional*): Whether the token limit cut the sample, boolean, `[P, n]`.
         tokens_PN (`numpy.ndarray`, *optional*): Tokens drawn, `[P, n]`.
+        most_votes_only (`bool`, defaults to `False`): Leave out majority@k below n, which is drawn at random and slow.
     """
     flat = [reason for row in reasons for reason in row]
     n_P = np.array([len(row) for row in correct_PN])
@@ -153,7 +155,10 @@ def compute(
         problem_interval=problem_interval(correct_PN),
         pass_at_k={str(k): pass_at_k(correct_P, n_P, k) for k in ks},
         pass_hat_k={str(k): pass_hat_k(correct_P, n_P, k) for k in ks},
-        majority_at_k={str(k): accuracy if k == 1 else majority_at_k(correct_PN, answers, k) for k in ks},
+        majority_at_k={
+            str(k): accuracy if k == 1 else majority_at_k(correct_PN, answers, k)
+            for k in (ks[-1:] if most_votes_only else ks)
+        },
         truncated_rate=None if truncated_PN is None else float(np.mean(np.concatenate(truncated_PN))),
         no_answer_rate=flat.count("no answer") / len(flat),
         timeout_rate=flat.count("timeout") / len(flat),
