@@ -137,3 +137,10 @@ def test_the_documentation_has_the_table_and_a_section_for_each_sign():
 def test_it_needs_no_library_but_pythons():
     module = sys.modules["trl_opd.health"]
     assert not {"torch", "numpy", "trl"} & set(vars(module))
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_a_stored_log_has_none_for_what_was_not_finite(name):
+    rows = steps(12, **HEALTHY)
+    rows[4][name] = None
+    assert signs(rows) == ["not_finite"]

@@ -1,9 +1,11 @@
 """The card beside the weights, the push to the hub, and that what is saved loads without this package."""
 
+import json
+import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 
 import pytest
@@ -17,7 +19,7 @@ from trl_opd import GRPOConfig, GRPOTrainer, OPSDConfig, OPSDTrainer, testbed
 from trl_opd.evals.metrics import Metrics
 from trl_opd.evals.runner import Summary
 from trl_opd.health import Finding
-from trl_opd.model_card import Card, code, escaped, render
+from trl_opd.model_card import Card, _evaluations, code, escaped, render
 
 METRICS = Metrics(
     problems=30, n=4, accuracy=0.25, decoding_interval=(0.2, 0.3), problem_interval=None, pass_at_k={"1": 0.25},
@@ -236,3 +238,20 @@ if __name__ == "__main__":
     drawn = engine.generate(prompts, SamplingParams(temperature=0.0, max_tokens=32))
     print([list(answer.outputs[0].token_ids) for answer in drawn])
 """
+
+
+def test_a_command_stays_in_its_block():
+    text = render(replace(CARD, record={"command": ["trl-opd", "train", "opd", "--x", "a`b <img src=x>"]}))
+    assert "\n```bash\ntrl-opd train opd --x 'a`b <img src=x>'\n```\n" in text
+
+
+def test_evaluations_are_of_the_model_that_is_saved(tmp_path):
+    """One killed after step 40 and resumed before it has made the evaluation twice, and may be saved at step 20."""
+    for number, (folder, accuracy) in enumerate([("step-20-a", 0.1), ("step-40-b", 0.2), ("step-40-a", 0.3)]):
+        file = tmp_path / "evaluations" / folder / "gsm8k" / "summary.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(asdict(Summary("gsm8k", "0" * 64, replace(METRICS, accuracy=accuracy)))))
+        os.utime(file, (number, number))
+    for now, expected in ((19, (None, [])), (39, (20, [0.1])), (40, (40, [0.3]))):
+        step, found = _evaluations(tmp_path, now)
+        assert (step, [summary.metrics.accuracy for summary in found]) == expected

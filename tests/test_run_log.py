@@ -1,6 +1,7 @@
 """The record and the log that a trainer keeps by itself, with no command line around it."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from transformers import TrainerCallback
@@ -9,7 +10,7 @@ from tests.conftest import digit_reward, make_model, settings
 from trl_opd import GRPOConfig, GRPOTrainer
 from trl_opd.errors import UserError
 from trl_opd.health import ADVICE
-from trl_opd.run_log import RunBooks, command, differences
+from trl_opd.run_log import RunBooks, _has_another_end, _progress_line, command, differences
 
 
 def trainer(tmp_path, tokenizer, dataset, reward=digit_reward, eval_dataset=None, callbacks=None, **options):
@@ -126,3 +127,28 @@ def test_secrets_stay_out_of_the_record(tmp_path, monkeypatch):
     assert "hub_token" not in differences(config)
     monkeypatch.setattr("sys.argv", ["train.py", "--hub_token", "hf_secret", "--hub_token=hf_secret", "--seed", "1"])
     assert command() == ["train.py", "--hub_token", "...", "--hub_token=...", "--seed", "1"]
+
+
+def test_a_full_disk_leaves_the_log(tmp_path, monkeypatch):
+    books = RunBooks(tmp_path, "grpo", {})
+    rows = "".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in range(1, 31))
+    (tmp_path / "log.jsonl").write_text(rows)
+
+    def full(self, text):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(tmp_path), "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        books.start(20)
+    assert (tmp_path / "log.jsonl").read_text() == rows
+
+
+def test_what_is_left_is_told_where_steps_end_the_run():
+    state = SimpleNamespace(global_step=10, max_steps=10 + 30)
+    spent = {"generated_tokens": 1234}
+    told = _progress_line(state, {"loss": 0.5}, spent, 3600.0)
+    assert told == "step 10/40  loss 0.5000  1,234 tokens  1 day, 6:00:00 left"
+    assert _progress_line(state, {"loss": 0.5}, spent, None) == "step 10  loss 0.5000  1,234 tokens"
+    assert _has_another_end(SimpleNamespace(max_train_seconds=9.0))
+    assert not _has_another_end(SimpleNamespace(max_train_seconds=None))

@@ -183,11 +183,12 @@ def _edges(rows: Sequence[Row], name: str) -> tuple[float, float] | None:
 
 
 def _not_finite(rows: Sequence[Row]) -> str | None:
+    """A stored log has None for what was not finite, since JSON has no NaN."""
     names = ("loss", "grad_norm")
     bad = [
         row.get("step", "unknown")
         for row in rows
-        if any(isinstance(row.get(name), float) and not math.isfinite(row[name]) for name in names)
+        if any(name in row and (row[name] is None or not math.isfinite(row[name])) for name in names)
     ]
     return f"Loss or gradient were not finite in {len(bad)} logged step(s), first at step {bad[0]}." if bad else None
 

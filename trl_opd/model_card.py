@@ -84,7 +84,7 @@ def card_of(trainer: Any, name: str | None = None, dataset: str | None = None, t
     config = books.identity["config"]
     base, is_hub = _base_model(trainer, config)
     dataset = dataset or _hub_dataset(config.get("dataset_name"))
-    step, evaluations = _evaluations(Path(args.output_dir))
+    step, evaluations = _evaluations(Path(args.output_dir), trainer.state.global_step)
     known = METHODS.get(trainer.method)
     return Card(
         name=name or (args.hub_model_id or Path(args.output_dir).resolve().name).split("/")[-1],
@@ -196,14 +196,18 @@ def _settings(config: dict[str, Any], args: Any) -> dict[str, tuple[Any, Any]]:
     return {name: (config[name], defaults.get(name)) for name in sorted(config) if name not in _ELSEWHERE}
 
 
-def _evaluations(output_dir: Path) -> tuple[int | None, list[Summary]]:
-    """Step and results of the newest evaluation that the run made itself and finished."""
-    found: dict[int, list[Summary]] = {}
-    for file in sorted((output_dir / EVALUATIONS).glob("step-*/*/summary.json")):
+def _evaluations(output_dir: Path, now: int) -> tuple[int | None, list[Summary]]:
+    """Step and results of the newest evaluation that the run made itself and finished, up to step `now`.
+
+    A run that was killed after an evaluation and resumed before it has made it twice: the later one is its own.
+    """
+    files = sorted((output_dir / EVALUATIONS).glob("step-*/*/summary.json"), key=lambda file: file.stat().st_mtime)
+    found: dict[int, dict[str, Summary]] = {}
+    for file in files:
         step = int(file.parent.parent.name.split("-")[1])
-        found.setdefault(step, []).append(Summary.from_json(read_json(file)))
-    newest = max(found, default=None)
-    return newest, found.get(newest, [])
+        found.setdefault(step, {})[file.parent.name] = Summary.from_json(read_json(file))
+    newest = max((step for step in found if step <= now), default=None)
+    return newest, list(found.get(newest, {}).values())
 
 
 # How it is said
@@ -348,7 +352,7 @@ def _command(argv: list[str]) -> str:
 
 
 def _fenced(text: str) -> str:
-    fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=2) + 1)
+    fence = "`" * (max([2, *map(len, re.findall("`+", text))]) + 1)
     return f"{fence}bash\n{text}\n{fence}"
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +24,7 @@ import torch
 from transformers import TrainerCallback
 
 from trl_opd import health
+from trl_opd.budget import SECONDS, TOKENS
 from trl_opd.defaults import changed
 from trl_opd.errors import UserError
 from trl_opd.state import newest_checkpoint
@@ -107,9 +109,7 @@ class RunBooks:
         if not self.primary:
             return
         self.record = self.identity | self.record | facts
-        partial = self.path / f"{RECORD}.partial"
-        partial.write_text(json.dumps(self.record, indent=1, default=str))
-        partial.replace(self.path / RECORD)
+        self._replace(RECORD, json.dumps(self.record, indent=1, default=str))
 
     def start(self, resumed_step: int) -> None:
         """Marks the run as running, and drops log rows after the step that it goes on from.
@@ -132,6 +132,12 @@ class RunBooks:
         """The logged steps so far, those of earlier sittings included."""
         return _whole_rows(self.path / LOG)
 
+    def _replace(self, name: str, text: str) -> None:
+        """Writes a file at once or not at all: a full disk leaves the old one."""
+        partial = self.path / f"{name}.partial"
+        partial.write_text(text)
+        partial.replace(self.path / name)
+
     def _set_aside(self) -> None:
         earlier = [self.path / name for name in (RECORD, LOG, EVAL_LOG) if (self.path / name).exists()]
         number = 1
@@ -144,7 +150,7 @@ class RunBooks:
         for name in (LOG, EVAL_LOG):
             kept = [row for row in _whole_rows(self.path / name) if row["step"] <= resumed_step]
             if name == LOG or (self.path / name).exists():
-                (self.path / name).write_text("".join(json.dumps(row) + "\n" for row in kept))
+                self._replace(name, "".join(json.dumps(row) + "\n" for row in kept))
         self.write(
             status="running",
             versions=versions(),
@@ -321,7 +327,7 @@ class RunRecorder(TrainerCallback):
         self.books.write(step=state.global_step, total_steps=state.max_steps, **spent)
         if self._commanded:
             pace = (time.monotonic() - self._started) / max(state.global_step - self._first, 1)
-            print(_progress_line(state, logs, spent, pace), flush=True)
+            print(_progress_line(state, logs, spent, None if _has_another_end(args) else pace), flush=True)
 
     def _close(self) -> None:
         if not self.books.primary:
@@ -340,12 +346,21 @@ class RunRecorder(TrainerCallback):
         )
 
 
-def _progress_line(state, logs: dict[str, Any], spent: dict[str, Any], seconds_per_step: float) -> str:
-    left = (state.max_steps - state.global_step) * seconds_per_step
-    parts = [f"step {state.global_step}/{state.max_steps}", f"loss {logs['loss']:.4f}"]
+def _has_another_end(args: Any) -> bool:
+    """Whether tokens or seconds end the run, so that its steps do not tell what is left."""
+    return any(getattr(args, name, None) is not None for name in (TOKENS, SECONDS))
+
+
+def _progress_line(state, logs: dict[str, Any], spent: dict[str, Any], seconds_per_step: float | None) -> str:
+    """One line for a logged step; without a pace the end is not known by steps."""
+    end = "" if seconds_per_step is None else f"/{state.max_steps}"
+    parts = [f"step {state.global_step}{end}", f"loss {logs['loss']:.4f}"]
     if logs.get("reward") is not None:
         parts.append(f"reward {logs['reward']:.3f}")
     if logs.get("distill/divergence") is not None:
         parts.append(f"divergence {logs['distill/divergence']:.4f}")
-    parts += [f"{spent['generated_tokens']:,} tokens", f"{time.strftime('%H:%M:%S', time.gmtime(left))} left"]
+    parts.append(f"{spent['generated_tokens']:,} tokens")
+    if seconds_per_step is not None:
+        left = timedelta(seconds=round((state.max_steps - state.global_step) * seconds_per_step))
+        parts.append(f"{left} left")
     return "  ".join(parts)

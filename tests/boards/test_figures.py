@@ -66,6 +66,13 @@ def test_validation_is_placed_at_the_cost_of_its_step(results):
     assert np.interp([0, 20, 30], band.x, band.mean) == pytest.approx([0.1, 0.5, 0.4], abs=0.01)
 
 
+def test_validation_between_logged_steps_lies_between_their_costs(results):
+    board = with_curves(results, step=[[10, 20]], seconds=[[10, 30]], validation=[[[5, 0.1], [15, 0.5], [23, 0.4]]])
+    band = learning_curves(board, "validation", "seconds")["grpo"]
+    assert (band.x[0], band.x[-1]) == (5, 30)
+    assert np.interp([5, 20, 30], band.x, band.mean) == pytest.approx([0.1, 0.5, 0.4], abs=0.01)
+
+
 def test_front_holds_what_nothing_beats():
     points = [CostPoint(str(i), cost, mean, 0, 1) for i, (cost, mean) in
               enumerate([(3, 0.5), (1, 0.4), (1, 0.3), (2, 0.4), (4, 0.5), (5, 0.9)])]  # fmt: skip

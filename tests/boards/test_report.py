@@ -12,7 +12,7 @@ import yaml
 
 from tests.boards.conftest import spec_in
 from tests.boards.results_example import shape_errors
-from trl_opd.boards import figures
+from trl_opd.boards import archive, figures
 from trl_opd.boards.archive import read_record, records_folder, scrubbed
 from trl_opd.boards.collect import collect, publish
 from trl_opd.boards.page import render_page
@@ -22,6 +22,7 @@ from trl_opd.boards.runner import run_board
 from trl_opd.boards.schema import Results
 from trl_opd.boards.spec import CheckpointSpec, EvaluationSpec, ValidationSpec, load_spec
 from trl_opd.boards.table import render_table
+from trl_opd.boards.verify import verify_board
 from trl_opd.cli.board import main
 from trl_opd.errors import UserError
 from trl_opd.evals.metrics import pass_at_k
@@ -194,8 +195,7 @@ def test_records_name_no_machine_and_hold_no_weights(spec, tmp_path):
             assert path.stat().st_size < 20_000
 
 
-def test_paths_and_hosts_are_taken_out(monkeypatch):
-    monkeypatch.setattr(socket, "gethostname", lambda: "node-17")
+def test_paths_and_hosts_are_taken_out():
     told = {
         "error": f"No space left: {Path.cwd()}/out/a.bin on node-17",
         "last": "/usr/lib/a.c:/usr/lib/b.c: see file:///usr/share/doc/x",
@@ -203,7 +203,7 @@ def test_paths_and_hosts_are_taken_out(monkeypatch):
         "source": "https://huggingface.co/papers/2402.03300",
         "ratio": 1 / 2,
     }
-    assert scrubbed(told) == {
+    assert scrubbed(told, "node-17") == {
         "error": "No space left: out/a.bin on <host>",
         "last": "<path>/a.c:<path>/b.c: see file://<path>/x",
         "command": ["<path>/x.py", "--template", "{sections}Again:\n{prompt}"],
@@ -357,3 +357,51 @@ def collect_twice(one, spec) -> list[str]:
     """What a board of one seed says of the records that the full board made."""
     publish(spec)
     return collect(one).apart
+
+
+def test_half_a_character_in_an_answer_breaks_no_report(spec):
+    """A program that a model wrote may raise an error whose text has no UTF-8."""
+    for verdicts in (spec.runs_folder / "grpo-seed0").rglob("verdicts/*/*.jsonl"):
+        rows = [json.loads(line) for line in verdicts.read_text().splitlines()]
+        rows[0] |= {"reason": "error: \ud800", "extracted": "\udfff"}
+        verdicts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_report(spec)
+    stored = read_record(spec, "grpo-seed0").evaluation("arithmetic", "last")
+    assert "error: \ud800" in {reason for problem in stored.problems for reason in problem["reason"]}
+    assert verify_board(spec) == []
+
+
+def test_a_run_that_diverged_is_a_warning_though_json_has_no_nan(spec):
+    edit_log(spec, "grpo-seed0", lambda row: row | ({"loss": float("nan")} if row["step"] > 5 else {}))
+    assert any("not finite in 25 logged step(s), first at step 6" in one for one in rows_of(spec)["grpo"]["warnings"])
+
+
+def test_a_finished_run_mends_its_damaged_record(spec):
+    publish(spec)
+    folder = records_folder(spec) / "opd-seed0"
+    (folder / "log.jsonl.gz").write_bytes(b"x")
+    (folder / "arithmetic-last.jsonl.gz").unlink()
+    assert rows_of(spec)["opd"]["finished"] == 2
+
+
+def test_prompts_are_those_of_the_runs_at_hand(spec):
+    publish(spec)
+    archive.write_prompts(spec, {"arithmetic": {"sum-0": "an older text"}})
+    shown = results_of(spec)["problems"]["arithmetic"]
+    assert set(shown["questions"]) == set(shown["answers"])
+    assert "an older text" not in shown["questions"].values()
+
+
+def test_a_board_is_the_same_wherever_its_model_lies(spec, monkeypatch):
+    """Made where the model was below the working folder, verified elsewhere, on a host that is called as the model."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "testbed")
+    here = replace(spec, base_model=str(Path.cwd() / "models" / "testbed"))
+    for folder in spec.runs_folder.iterdir():
+        if (folder / "identity.json").exists():
+            stored = json.loads((folder / "identity.json").read_text())
+            (folder / "identity.json").write_text(json.dumps(stored | {"base_model": here.base_model}))
+    publish(here)
+    made = build_results(here, collect(here), "now")
+    shutil.rmtree(spec.runs_folder)
+    assert made["base_model"] == "models/testbed"
+    assert build_results(replace(spec, base_model="/elsewhere/models/testbed"), collect(here), "now") == made

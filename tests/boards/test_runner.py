@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -370,3 +371,32 @@ def test_plan_and_messages_of_the_command(write_spec, launcher, capsys, tmp_path
     assert {status_of(run).state for run in plan_runs(load_spec(spec_file))} == {MISSING}
     with pytest.raises(UserError, match="There is no board spec"):
         main(["run", str(tmp_path / "none.yaml")], launcher)
+
+
+def test_patience_with_a_held_folder_begins_anew_after_each_start(write_spec, monkeypatch):
+    """A lock that is held for a moment before training is not held against the evaluation an hour later."""
+
+    class Executor:
+        slots = 1
+
+        def start(self, job):
+            return SimpleNamespace(job_id="1", where="here")
+
+    spec = load_spec(write_spec(methods=[GRPO], seeds=[0]))
+    queue = runner._Queue(spec, Executor(), ("true",), SimpleNamespace(event=lambda text: None))
+    queue._plan()
+    run = next(run for run in queue.ready if run.name == "grpo-seed0")
+    run.folder.mkdir(parents=True)
+    with run.lock_file.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        queue._try_start(run)
+    queue._try_start(run)
+    assert run.name in queue.active
+    del queue.active[run.name]
+    queue._plan()
+    later = time.monotonic() + 3600
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    with run.lock_file.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        queue._try_start(next(run for run in queue.ready if run.name == "grpo-seed0"))
+    assert queue.given_up == set()

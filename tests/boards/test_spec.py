@@ -125,6 +125,12 @@ def test_a_suite_that_cannot_be_reported_is_refused(write_spec, evaluation, mess
         ({"data": {"dataset_name": "testbed", "dataset_limit": "3"}}, "must be int or nothing, not '3'"),
         ({"methods": [method(overrides={"dataset_name": "other.jsonl"})]}, "trained on the same rows"),
         ({"methods": [method(overrides={"dataset_limit": 5})]}, "`data` has none"),
+        ({"methods": [method(overrides={"model_revision": "v2"})]}, "would start from `model_revision: v2`"),
+        ({"methods": [method(overrides={"eval_suite": "arithmetic"})]}, "would validate with `eval_suite: arithmetic`"),
+        (
+            VALIDATED | {"methods": [method(overrides={"eval_suite_limit": 5})]},
+            "`eval_suite_limit: 5` where the board has none",
+        ),
         ({"budget": {"unit": "epochs", "value": 3}}, "budget: `unit` is 'epochs'"),
         ({"budget": {"unit": "steps", "value": 0}}, "more than nothing"),
         ({"budget": {"unit": "steps", "value": 2.5}}, "a whole number of steps"),

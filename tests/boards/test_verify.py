@@ -106,6 +106,24 @@ def test_a_missing_file_is_found(clone, path, words):
     assert words in verify_board(clone)
 
 
+def test_what_cannot_be_read_is_found_too(clone):
+    (clone.folder / "board.html").write_bytes(b"\xff\xfe")
+    (clone.folder / "results.parquet").write_bytes(b"PAR1")
+    wrong = verify_board(clone)
+    assert wrong == ["board.html is not what results.json gives.", "results.parquet is not what results.json gives."]
+
+
+@pytest.mark.parametrize("change", [lambda record: record.pop("evaluations"), lambda record: record.update(more=1)])
+def test_a_record_of_another_shape_is_a_sentence(clone, change):
+    path = records_folder(clone) / "grpo-seed0" / "record.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    wrong = verify_board(clone)
+    assert wrong[0] == "records/grpo-seed0/record.json has another SHA-256."
+    assert wrong[1] == f"The record {path} is damaged: get it back from version control, or run the board."
+
+
 def test_an_added_file_and_an_edited_page_are_found(clone):
     (records_folder(clone) / "base" / "more.txt").write_text("x")
     page = clone.folder / "board.html"

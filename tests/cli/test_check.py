@@ -58,6 +58,11 @@ def test_the_report_for_machines_alone_is_all_of_the_output(tmp_path, capsys):
     assert found["sections"]["lengths"]["rows"] == 4
 
 
+def test_the_disk_is_that_of_the_output_folder_however_it_is_named(report, tmp_path):
+    for options in (["--output_dir", str(tmp_path / "a")], [f"--output_dir={tmp_path / 'a'}"]):
+        assert report("opsd", TEMPLATE, *options)[1]["sections"]["disk"]["folder"] == str(tmp_path / "a")
+
+
 # The method
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.docs.tables import DOCS
-from trl_opd.cli.main import COMMANDS
+from trl_opd.cli.main import COMMANDS, main
 
 ALL = [DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 SNIPPETS = [
@@ -33,3 +33,13 @@ def test_snippet_parses(language, text):
 
 def test_there_are_snippets_of_each_language():
     assert {"python", "yaml", "bash"} <= {parameter.values[0] for parameter in SNIPPETS}
+
+
+@pytest.mark.parametrize("name", ["my_board", "first_board"])
+def test_the_boards_of_the_documentation_are_accepted(name, tmp_path, monkeypatch, capsys):
+    text = (DOCS / "add_a_board.md").read_text()
+    (board,) = [one for one in re.findall(r"^```yaml\n(.*?)^```$", text, re.S | re.M) if f"name: {name}\n" in one]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "board.yaml").write_text(board)
+    assert main(["board", "plan", "board.yaml"]) == 0
+    assert "0 of" in capsys.readouterr().out

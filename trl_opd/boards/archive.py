@@ -16,7 +16,7 @@ import json
 import re
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trl_opd.boards.choices import BEST, LAST
-from trl_opd.boards.files import read_json, write_bytes, write_json
+from trl_opd.boards.files import encoded, read_json, write_bytes, write_json
 from trl_opd.boards.spec import BoardSpec
 from trl_opd.errors import UserError
 from trl_opd.state import best_step
 
 RECORD, LOG, TRIALS, PROMPTS = "record.json", "log.jsonl.gz", "trials.json", "prompts"
+#: What stands for a folder that is not below the working folder.
+ELSEWHERE = "<path>/"
 #: An absolute path of two parts or more that is no part of an address on the net.
 _PATH = re.compile(r"(?:(?<![\w./<>])|(?<=file://))/(?:[^\s/:'\"]+/)+")
 
@@ -123,14 +125,17 @@ def write_record(spec: BoardSpec, record: RunRecord) -> None:
     about = [{name: value for name, value in asdict(one).items() if name != "problems"} for one in record.evaluations]
     wanted = {RECORD, *(one.file for one in record.evaluations), *([LOG] if record.log else [])}
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        if path.name not in wanted:
-            path.unlink()
     for one in record.evaluations:
         write_bytes(folder / one.file, _packed(one.problems))
     if record.log:
         write_bytes(folder / LOG, _packed(record.log))
-    write_json(folder / RECORD, scrubbed(plain) | {"evaluations": scrubbed(about)})
+    host = socket.gethostname()
+    identity = scrubbed(record.identity)  # compared on other machines, one of which may be called as a model is
+    told = scrubbed(plain, host) | {"identity": identity, "evaluations": scrubbed(about, host)}
+    write_json(folder / RECORD, told)
+    for path in folder.iterdir():  # last: a record never names a file that is gone
+        if path.name not in wanted:
+            path.unlink()
 
 
 def read_record(spec: BoardSpec, name: str) -> RunRecord | None:
@@ -143,12 +148,13 @@ def read_record(spec: BoardSpec, name: str) -> RunRecord | None:
     stored = read_json(folder / RECORD)
     if stored is None:
         return None
-    evaluations = []
-    for about in stored.pop("evaluations"):
-        one = Evaluation(**about, problems=[])
-        evaluations.append(Evaluation(**about, problems=_unpacked(folder / one.file)))
     log = _unpacked(folder / LOG) if (folder / LOG).exists() else []
-    return RunRecord(**stored, log=log, evaluations=evaluations, files=hashes(folder))
+    try:
+        outlines = [Evaluation(**about, problems=[]) for about in stored.pop("evaluations")]
+        evaluations = [replace(one, problems=_unpacked(folder / one.file)) for one in outlines]
+        return RunRecord(**stored, log=log, evaluations=evaluations, files=hashes(folder))
+    except (KeyError, TypeError) as error:
+        raise _damaged(folder / RECORD) from error
 
 
 def stored_names(spec: BoardSpec) -> list[str]:
@@ -157,9 +163,9 @@ def stored_names(spec: BoardSpec) -> list[str]:
 
 
 def write_prompts(spec: BoardSpec, prompts: dict[str, dict[str, str]]) -> None:
-    """Add the prompts of benchmarks, by key and problem."""
+    """Write the prompts of benchmarks, by key and problem, in place of older ones."""
     for key, texts in prompts.items():
-        write_bytes(_prompts_file(spec, key), _packed([read_prompts(spec, key) | texts]))
+        write_bytes(_prompts_file(spec, key), _packed([texts]))
 
 
 def read_prompts(spec: BoardSpec, key: str) -> dict[str, str]:
@@ -171,7 +177,8 @@ def read_prompts(spec: BoardSpec, key: str) -> dict[str, str]:
 def write_trials(spec: BoardSpec, choices: dict[str, Any]) -> None:
     """Add what trials chose, by line."""
     if choices:
-        write_json(records_folder(spec) / TRIALS, scrubbed(read_trials(spec) | choices))
+        told = scrubbed(read_trials(spec) | choices, socket.gethostname())
+        write_json(records_folder(spec) / TRIALS, told)
 
 
 def read_trials(spec: BoardSpec) -> dict[str, Any]:
@@ -192,18 +199,29 @@ def shared_hashes(spec: BoardSpec) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def scrubbed(value: Any) -> Any:
-    """The value without paths and the name of this machine: below the working folder they become relative."""
+def scrubbed(value: Any, host: str | None = None) -> Any:
+    """The value without paths, which below the working folder become relative, and without the name of `host`."""
     if isinstance(value, dict):
-        return {key: scrubbed(one) for key, one in value.items()}
+        return {key: scrubbed(one, host) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [scrubbed(one) for one in value]
+        return [scrubbed(one, host) for one in value]
     if not isinstance(value, str):
         return value
     text = value.replace(f"{Path.cwd()}/", "")
-    host = socket.gethostname()
-    text = re.sub(rf"\b{re.escape(host)}\b", "<host>", text) if len(host) > 3 else text
-    return _PATH.sub("<path>/", text)
+    if host is not None and len(host) > 3:
+        text = re.sub(rf"\b{re.escape(host)}\b", "<host>", text)
+    return _PATH.sub(ELSEWHERE, text)
+
+
+def same_setting(one: Any, other: Any) -> bool:
+    """Whether two scrubbed settings are the same, wherever the files that they name lay."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same_setting(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same_setting, one, other))
+    if isinstance(one, str) and isinstance(other, str) and ELSEWHERE in one + other:
+        return one.rpartition("/")[2] == other.rpartition("/")[2]
+    return one == other
 
 
 def _prompts_file(spec: BoardSpec, key: str) -> Path:
@@ -212,7 +230,7 @@ def _prompts_file(spec: BoardSpec, key: str) -> Path:
 
 def _packed(rows: Iterable[Any]) -> bytes:
     text = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n" for row in rows)
-    return gzip.compress(text.encode(), compresslevel=9, mtime=0)
+    return gzip.compress(encoded(text), compresslevel=9, mtime=0)
 
 
 def _unpacked(path: Path) -> Sequence[Any]:
@@ -221,4 +239,8 @@ def _unpacked(path: Path) -> Sequence[Any]:
     except FileNotFoundError as error:
         raise UserError(f"The record {path} is missing: get it back from version control, or run the board.") from error
     except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"The record {path} is damaged: get it back from version control, or run the board.") from error
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"The record {path} is damaged: get it back from version control, or run the board.")

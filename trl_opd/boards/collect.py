@@ -8,7 +8,7 @@ told of. What is not there at all is reported as missing.
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -80,10 +80,12 @@ def publish(spec: BoardSpec) -> None:
         raise UserError(
             f"No run of {spec.name} was started here, so there is nothing to report: use `board run` first."
         )
+    prompts: dict[str, dict[str, str]] = {}
     for run in runs:
         if _to_write(spec, run):
             archive.write_record(spec, _read(spec, run))
-            archive.write_prompts(spec, _prompts(spec, run))
+            prompts |= _prompts(spec, run, prompts)
+    archive.write_prompts(spec, prompts)
     choices = {method.name: choice_of(spec, method) for method in spec.methods}
     archive.write_trials(spec, {name: asdict(choice) for name, choice in choices.items() if choice is not None})
 
@@ -125,8 +127,10 @@ def _to_write(spec: BoardSpec, run: Run) -> bool:
     state = status_of(run).state
     if state in (MISSING, WAITING):
         return False
+    if state == FINISHED:
+        return True
     stored = archive.read_record(spec, run.name)
-    if state == FINISHED or stored is None or stored.status != FINISHED or _differences(stored.identity, run.identity):
+    if stored is None or stored.status != FINISHED or _differences(stored.identity, run.identity):
         return True
     kept = _as_asked(spec, stored)  # a spec that asks for more than before makes it unfinished
     here = [stage for stage in run.stages if stage.is_finished()]
@@ -142,7 +146,8 @@ def _differences(stored: dict[str, Any], planned: dict[str, Any]) -> list[str]:
     hand is not either: neither is held against the record.
     """
     planned = archive.scrubbed(planned)
-    different = [key for key in sorted(stored.keys() | planned) if stored.get(key) != planned.get(key)]
+    keys = sorted(stored.keys() | planned)
+    different = [key for key in keys if not archive.same_setting(stored.get(key), planned.get(key))]
     if planned.get("learning_rate") is None and "learning_rate" in different:
         different.remove("learning_rate")
     if "rows" in different and (planned.get("rows") or {}).get("sha256", "") is None:
@@ -291,14 +296,15 @@ def _truncated(finish_reason: str | None) -> bool | None:
     return None if finish_reason is None else finish_reason == "length"
 
 
-def _prompts(spec: BoardSpec, run: Run) -> dict[str, dict[str, str]]:
+def _prompts(spec: BoardSpec, run: Run, known: Container[str]) -> dict[str, dict[str, str]]:
+    """The prompts of a run's evaluations, but for those that an earlier run has told: all read the same."""
     stages = [stage for stage in run.stages if stage.kind == EVAL and stage.is_finished()]
     return {
         spec.benchmark_key(stage.entry): {
             row["problem_id"]: row["prompt"] for row in read_run(stage.folder).generations() if row["index"] == 0
         }
         for stage in stages
-        if not archive.read_prompts(spec, spec.benchmark_key(stage.entry))
+        if spec.benchmark_key(stage.entry) not in known
     }
 
 

@@ -67,11 +67,15 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
-def read_parquet(path: Path) -> list[dict[str, Any]]:
-    """The rows of a parquet file."""
+def read_parquet(path: Path) -> list[dict[str, Any]] | None:
+    """The rows of a parquet file, None where it is damaged."""
+    import pyarrow
     import pyarrow.parquet
 
-    return pyarrow.parquet.read_table(path).to_pylist()
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException):
+        return None
 
 
 def write_hub(results: Results, folder: Path) -> list[Path]:
@@ -89,7 +93,8 @@ def write_hub(results: Results, folder: Path) -> list[Path]:
 
 def read_hub(folder: Path) -> dict[str, str]:
     """The Hub's files as `hub_texts` names them."""
-    return {str(path.relative_to(folder)): path.read_text("utf-8") for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_text("utf-8", "replace") for path in files}
 
 
 def hub_texts(results: Results) -> dict[str, str]:

@@ -11,7 +11,12 @@ from trl_opd.errors import UserError
 
 def write_text(path: Path, text: str) -> None:
     """Write whole or not at all."""
-    write_bytes(path, text.encode())
+    write_bytes(path, encoded(text))
+
+
+def encoded(text: str) -> bytes:
+    """UTF-8; half of a surrogate pair, which a model may write, has none and becomes the escape that JSON reads."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

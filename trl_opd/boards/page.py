@@ -16,6 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from trl_opd.boards import page_data, series, table
+from trl_opd.boards.files import encoded
 from trl_opd.boards.schema import Results, benchmark_of
 
 ASSETS = files(__package__) / "assets"
@@ -68,7 +69,7 @@ def render_page(results: Results) -> str:
             )
         ),
     )
-    return page.encode("utf-8", "backslashreplace").decode("utf-8")  # half of a surrogate pair has no UTF-8
+    return encoded(page).decode()
 
 
 def json_for_script(value: Any) -> str:

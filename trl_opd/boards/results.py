@@ -77,7 +77,7 @@ class ResultsBuilder:
             "title": spec.title,
             "description": spec.description,
             "notes": spec.notes,
-            "base_model": archive.scrubbed(spec.base_model),
+            "base_model": self._base_model(),
             "data": self._data(),
             "budget": asdict(spec.budget),
             "checkpoint_rule": spec.checkpoint.rule,
@@ -267,6 +267,11 @@ class ResultsBuilder:
 
     def _picked(self, record: RunRecord, key: str) -> Evaluation | None:
         return record.evaluation(key, record.picked_by(self.spec.checkpoint.rule))
+
+    def _base_model(self) -> str:
+        """As the run of the base has it, wherever the model lies by now."""
+        stored = next((record for record in self.lines[BASE_RUN] if record.files), None)
+        return stored.identity["base_model"] if stored else archive.scrubbed(self.spec.base_model)
 
     def _data(self) -> dict[str, Any]:
         """The spec's rows; what they are is told by the runs that saw them, wherever the file lies by now."""

@@ -44,7 +44,7 @@ LOCK_PATIENCE_SECONDS = 30.0
 BOARD_LOCK_PATIENCE_SECONDS = 3.0
 #: Longer than a process that was asked to end is given before it is killed.
 STOP_PATIENCE_SECONDS = 20.0
-INTERRUPTED = 130
+EXIT_INTERRUPTED = 130
 #: Exit status of a command that refuses its settings: it would refuse them again.
 REFUSED = 2
 LOG_TAIL_BYTES = 1 << 16
@@ -93,7 +93,7 @@ def run_board(spec: BoardSpec, launcher: Sequence[str] = LAUNCHER, console: Cons
             queue.stop()
             queue.note_interruption()
             display.event(f"Stopped: {_standing(spec)}; the same command goes on from here.")
-            return INTERRUPTED
+            return EXIT_INTERRUPTED
         except ClusterLost as error:
             raise UserError(f"{error}: {_standing(spec)}; the same command goes on once it is back.") from error
         except OSError as error:
@@ -197,6 +197,7 @@ class _Queue:
             self._give_up(run, stage, str(error))
             return
         attempts.name_job(run.folder, handle.job_id)
+        self.busy_since.pop(run.name, None)
         self.ready.remove(run)
         self.begun.add(run.name)
         self.active[run.name] = Active(run, stage, handle, number, time.time())

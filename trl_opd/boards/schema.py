@@ -234,7 +234,7 @@ class Results(TypedDict):
     notes: list[str]
     base_model: str
     data: dict[str, Any]
-    budget: dict[str, Any] | None  # unit, value
+    budget: dict[str, Any]  # unit, value
     checkpoint_rule: str
     baseline: str
     seeds: list[int]

@@ -224,9 +224,10 @@ def _band(seeds: Sequence[dict[str, Any]], quantity: str, axis: str) -> Band | N
 def _seed_curve(seed: dict[str, Any], quantity: str, axis: str) -> tuple[np.ndarray, np.ndarray]:
     """`x` and smoothed `y`, both `[P]`, of one seed."""
     if quantity == "validation":
-        at_step = {0: 0.0} | dict(zip(seed["step"], seed[axis], strict=True))
-        pairs = [(at_step.get(step), value) for step, value in seed["validation"]]
-        return _known(pairs)
+        steps, spent = _known(zip([0, *seed["step"]], [0.0, *seed[axis]], strict=True))
+        if len(steps) < 2:
+            return _known([])
+        return _known((np.interp(step, steps, spent), value) for step, value in seed["validation"])
     x, y = _known(zip(seed[axis], seed[quantity], strict=True))
     if not len(x):
         return x, y

@@ -33,6 +33,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 #: What the board sets for each run, so that an override of it would do nothing.
 SET_FOR_EACH_RUN = ("config", "output_dir", "seed", "resume_from_checkpoint")
 
+#: What the options of a run's own validation begin with.
+VALIDATION_OPTIONS = "eval_suite"
+MAIN_REVISION = "main"
+
 #: Keys of `DataArguments` in which methods may differ: they say what is learned from, not which rows.
 FREE_OF_DATA = ("reward_funcs",)
 
@@ -230,6 +234,12 @@ def _check_agreement(spec: BoardSpec, method: MethodSpec) -> None:
             f"{method.name} would train {model}, but the board compares methods on {spec.base_model}: use a recipe for "
             "that model, or another board."
         )
+    if settings.get("model_revision", MAIN_REVISION) != MAIN_REVISION:
+        raise UserError(
+            f"{method.name} would start from `model_revision: {settings['model_revision']}`, which the base and the "
+            "other lines do not: download that revision, and name its folder as `base_model`."
+        )
+    _check_validating(spec, method, settings)
     for field in dataclasses.fields(DataArguments):
         key, board = field.name, spec.data.get(field.name, default_of(field))
         if (key in FREE_OF_DATA and key not in spec.data) or settings.get(key, board) == board:
@@ -244,6 +254,17 @@ def _check_agreement(spec: BoardSpec, method: MethodSpec) -> None:
         found = method.overrides.get(key, value)
         if found != value and not _leaves_steps_open(key, found):
             raise UserError(f"{method.name}: `{key}` is set by the board, to {value}: take it out of `overrides`.")
+
+
+def _check_validating(spec: BoardSpec, method: MethodSpec, settings: dict[str, Any]) -> None:
+    board = board_options(spec)
+    for key in settings:
+        if key.startswith(VALIDATION_OPTIONS) and settings[key] != board.get(key):
+            raise UserError(
+                f"{method.name} would validate with `{key}: {settings[key]}` where the board has "
+                f"{'none' if board.get(key) is None else repr(board[key])}: what chooses is the same for all; take it "
+                "out of the recipe, and set `validation`."
+            )
 
 
 def _check_spending(spec: BoardSpec, method: MethodSpec, settings: dict[str, Any]) -> None:

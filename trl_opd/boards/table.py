@@ -162,8 +162,8 @@ def _footnote(results: Results) -> str:
 
 def _second_footnote(results: Results) -> str:
     budget = results["budget"]
-    same = f"Every run had {budget['value']:g} {budget['unit'].replace('_', ' ')}. " if budget else ""
-    return f"{same}Costs are means over seeds; `{ABSENT}` is unknown."
+    same = f"Every run had {budget['value']:g} {budget['unit'].replace('_', ' ')}."
+    return f"{same} Costs are means over seeds; `{ABSENT}` is unknown."
 
 
 def _listed(title: str, texts: Sequence[str]) -> list[str]:

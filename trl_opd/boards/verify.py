@@ -9,7 +9,7 @@ from typing import Any
 
 from trl_opd.boards import archive, exports
 from trl_opd.boards.collect import collect
-from trl_opd.boards.files import read_json
+from trl_opd.boards.files import encoded, read_json
 from trl_opd.boards.page import render_page
 from trl_opd.boards.report import artefacts
 from trl_opd.boards.results import build_results
@@ -95,13 +95,14 @@ def _files(spec: BoardSpec, stored: Results) -> list[str]:
 def _artefacts(paths: dict[str, Path], stored: Results) -> list[str]:
     wrong = []
     for what, made in (("table", render_table), ("page", render_page)):
-        text = paths[what].read_text(encoding="utf-8") if paths[what].exists() else None
-        if text != made(stored):
+        text = paths[what].read_text(encoding="utf-8", errors="replace") if paths[what].exists() else None
+        if text != encoded(made(stored)).decode():
             wrong.append(f"{paths[what].name} is {'missing' if text is None else 'not what results.json gives'}.")
     for what, rows in (("parquet", exports.score_rows), ("problems", exports.problem_rows)):
-        kept = exports.read_parquet(paths[what]) if paths[what].exists() else None
-        if kept is None or differences(kept, rows(stored)):
-            wrong.append(f"{paths[what].name} is {'missing' if kept is None else 'not what results.json gives'}.")
+        if not paths[what].exists():
+            wrong.append(f"{paths[what].name} is missing.")
+        elif differences(exports.read_parquet(paths[what]), rows(stored)):
+            wrong.append(f"{paths[what].name} is not what results.json gives.")
     if exports.read_hub(paths["hub"]) != exports.hub_texts(stored):
         wrong.append("hub/ is not what results.json gives.")
     return wrong

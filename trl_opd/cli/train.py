@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     if not argv:
         raise UserError(f"No method was given; use one of {', '.join(METHODS)}, or --help.")
     if argv[0] in ("-h", "--help"):
-        print(USAGE.format(methods="\n".join(f"  {name:<8}{entry.summary}" for name, entry in METHODS.items())))
+        print(USAGE.format(methods="\n".join(f"  {name:<10}{entry.summary}" for name, entry in METHODS.items())))
         return 0
     name, options = argv[0], with_paths(argv[1:])
     entry = method(name)

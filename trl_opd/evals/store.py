@@ -341,7 +341,7 @@ def json_values(value: Mapping[str, Any]) -> dict[str, Any]:
 def _environment() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "machine": {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "machine": {"platform": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()},
     }
 
 

@@ -181,6 +181,11 @@ def locked(file: IO) -> bool:
     return True
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a cluster's library says first."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def is_held(lock_file: Path) -> bool:
     """Whether a process holds the lock."""
     with lock_file.open("a") as lock:

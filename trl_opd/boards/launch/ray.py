@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_opd.boards.files import read_json, write_json
-from trl_opd.boards.launch.process import LOST, ClusterLost, Job, run_to_end
+from trl_opd.boards.launch.process import LOST, ClusterLost, Job, first_line, run_to_end
 from trl_opd.boards.launch.settings import LaunchSpec
 from trl_opd.errors import UserError
 
@@ -42,7 +42,7 @@ class RayExecutor:
         try:
             self._actor_class.options(**self._options)
         except (TypeError, ValueError) as error:
-            raise UserError(f"launch: Ray refuses the board's `ray` options: {_first_line(error)}") from error
+            raise UserError(f"launch: Ray refuses the board's `ray` options: {first_line(error)}") from error
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -51,7 +51,7 @@ class RayExecutor:
             except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 where = os.environ.get("RAY_ADDRESS", "this machine")
                 raise UserError(
-                    f"launch: no Ray cluster could be reached or started on {where}: {_first_line(error)}; mend "
+                    f"launch: no Ray cluster could be reached or started on {where}: {first_line(error)}; mend "
                     "RAY_ADDRESS, or start the cluster."
                 ) from error
         self._check_nodes()
@@ -148,7 +148,7 @@ def _reached(ray: Any) -> Iterator[None]:
     try:
         yield
     except (ray.exceptions.RayError, ConnectionError) as error:
-        raise ClusterLost(f"The Ray cluster does not answer ({_first_line(error)})") from error
+        raise ClusterLost(f"The Ray cluster does not answer ({first_line(error)})") from error
 
 
 def _options(launch: LaunchSpec) -> dict[str, Any]:
@@ -165,7 +165,3 @@ def _name_of(job: Job) -> str:
 
 def _status_file(job: Job) -> Path:
     return job.folder / "ray" / f"attempt-{job.attempt}.json"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

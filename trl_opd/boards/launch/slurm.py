@@ -10,7 +10,7 @@ import os
 import signal
 from pathlib import Path
 
-from trl_opd.boards.launch.process import LOST, Job, run_to_end
+from trl_opd.boards.launch.process import LOST, Job, first_line, run_to_end
 from trl_opd.boards.launch.settings import LOCAL, SLURM, LaunchSpec
 from trl_opd.errors import UserError
 
@@ -78,7 +78,7 @@ class SlurmExecutor:
             executor = self._submitit.AutoExecutor(Path.cwd(), self.cluster)  # the folder is not written yet
             executor.update_parameters(**given, **ours)
         except (AssertionError, NameError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"launch: submitit refuses the board's slurm settings: {_first_line(error)}") from error
+            raise UserError(f"launch: submitit refuses the board's slurm settings: {first_line(error)}") from error
 
 
 class SlurmHandle:
@@ -102,7 +102,7 @@ class SlurmHandle:
         error = self._submitted.exception()
         if error is None:
             return self._submitted.result()
-        self.job.note(f"Job {self.job_id} ended without a result ({self._submitted.state}): {_first_line(error)}")
+        self.job.note(f"Job {self.job_id} ended without a result ({self._submitted.state}): {first_line(error)}")
         return LOST
 
     def stop(self) -> None:
@@ -129,10 +129,6 @@ class _Controller:
 
 def _folder_of(job: Job) -> Path:
     return job.folder / "slurm" / f"attempt-{job.attempt}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _last_line(error: BaseException) -> str:

@@ -118,7 +118,7 @@ def make_plan(argv: list[str]) -> Plan:
     options.elsewhere = not torch.cuda.is_available() and not _for_a_cpu(rest)
     if options.elsewhere:  # a recipe for GPUs is checked on a machine without one
         rest = [*rest, "--use_cpu", "true"]
-    if "--output_dir" not in rest and not re.search(r"^output_dir:", _recipe_text(rest), re.MULTILINE):
+    if "output_dir" not in given:
         rest = [*rest, "--output_dir", "runs"]
     return Plan(named, *train.parse(entry.config, rest), options, named=given)
 
@@ -174,5 +174,5 @@ def _method_of(options: list[str]) -> str:
 
 def _for_a_cpu(options: list[str]) -> bool:
     """Whether the run itself is for a machine without an accelerator."""
-    asked = " ".join(options)
+    asked = " ".join(options).replace("=", " ")
     return "--use_cpu true" in asked or bool(re.search(r"^use_cpu:\s*true", _recipe_text(options), re.MULTILINE))

@@ -11,7 +11,7 @@ from trl_opd.defaults import changed, default_of
 from trl_opd.errors import UserError
 
 #: Options that say where a run is kept and how it is watched; they never change what is trained.
-CIRCUMSTANCES = ("output_dir", "logging_steps", "report_to", "save_strategy", "save_steps", "save_total_limit")
+NOT_SHOWN = ("output_dir", "logging_steps", "report_to", "save_strategy", "save_steps", "save_total_limit")
 
 
 def refusals(plan: Plan) -> Section:
@@ -94,7 +94,7 @@ def options(plan: Plan) -> Section:
     shown = [
         f"{name} {_short(value)}" + ("" if default in (None, MISSING) else f" (not {_short(default)})")
         for name, (value, default) in acting.items()
-        if name not in CIRCUMSTANCES
+        if name not in NOT_SHOWN
     ]
     return Section(
         "Options that differ from the method's defaults and act",

@@ -38,7 +38,6 @@ class Rehearsal:
         tokens: Their lengths.
         metrics: What the trainer logged.
         drawing, learning: Seconds for drawing and scoring rollouts, and for loss, gradient and update.
-        said: What the trainer printed while it was made.
     """
 
     rewards: list[float] = field(default_factory=list)
