@@ -206,8 +206,8 @@ def test_nothing_is_known_but_the_plan():
     results = make_results()
     for row in results["rows"]:
         row.update(scores={}, finished=0, checkpoint=None, trials=[], training=dict.fromkeys(row["training"]))
-    results.update(curves={}, problems={}, budget=None)
-    results["design"].update(problems=None, answers=None, smallest_detectable=None)
+    results.update(curves={}, problems={})
+    results["design"].update(problems=None, answers=None, smallest_detectable=None, smallest_detectable_holm=None)
     rendered = Page(render_page(results))
     for row in table_rows(rendered, 0).values():
         assert row[1]["text"].strip() == "-"

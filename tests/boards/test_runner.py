@@ -41,6 +41,7 @@ KILLS = 5
 def drive(launcher: Sequence[str], spec: Path, output: Path, environment: dict[str, str]) -> None:
     """A board in a process of its own; ends with its exit status."""
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background ignores it
     with output.open("w") as file:
         sys.exit(run_board(load_spec(spec), launcher, Console(file=file)))
 
