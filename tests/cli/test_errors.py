@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -269,14 +270,49 @@ def test_debug_lets_the_traceback_through(command, folder):
         main([*command.split(), "--debug"])
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
-def test_a_folder_without_permission_is_told(folder, capsys):
-    folder.chmod(0o500)
-    try:
-        assert main(list(GRPO)) == 2
-    finally:
-        folder.chmod(0o700)
-    assert "cannot be written (Permission denied)" in capsys.readouterr().err
+#: Where nobody may make a file, root included.
+CLOSED = "/sys"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        " ".join(GRPO) + f" --output_dir {CLOSED}/run",
+        "train sft --config testbed/sft --output_dir " + f"{CLOSED}/run",
+        "discover --config grpo.yaml --output_dir " + f"{CLOSED}/run",
+        " ".join(EVAL) + f" --output_dir {CLOSED}/run",
+        f"check --config grpo.yaml --no-sample --json {CLOSED}/x.json",
+        f"recipes copy testbed/sdpo {CLOSED}/x.yaml",
+        "board run closed.yaml",
+    ],
+)
+def test_a_folder_without_permission_is_told(command, folder, capsys):
+    board = {"data": {"dataset_name": "testbed"}, "budget": {"unit": "steps", "value": 3}, "baseline": "grpo"}
+    line = {"name": "grpo", "method": "grpo", "recipe": "testbed/grpo", "overrides": {"max_steps": 3}}
+    board |= {"name": "b", "title": "t", "description": "d", "base_model": "testbed/base", "seeds": [0]}
+    board |= {"methods": [line], "evaluation": [{"benchmark": "arithmetic", "limit": 8}], "output_dir": f"{CLOSED}/b"}
+    (folder / "closed.yaml").write_text(yaml.safe_dump(board))
+    assert main(command.split()) == 2
+    err = capsys.readouterr().err
+    assert re.search(rf"^error: .*{CLOSED}/\S+ cannot be \w+ \([\w -]+\)[;:] \w.*\.$", err, re.MULTILINE), err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("cache opd --config testbed/opd --output made --teacher_model_name_or_path ./nowhere", "There is no model in"),
+        ("discover --config testbed/sdpo", "A search throws its weights away"),
+        ("check --config testbed/sdpo --model_name_or_path ./nowhere", "There is no model in"),
+        ("train opd --config testbed/opd --model_name_or_path ./nowhere --output_dir run", "There is no model in"),
+    ],
+)
+def test_every_command_knows_shipped_recipes_by_name(command, expected, folder, capsys):
+    assert main(command.split()) == 2
+    captured = capsys.readouterr()
+    told = captured.out + captured.err
+    assert expected in told
+    assert "There is no recipe" not in told
 
 
 def test_a_file_that_cannot_be_reached_is_one_sentence(monkeypatch, capsys):

@@ -8,6 +8,7 @@ from trl_opd.cli.parser import Parser
 from trl_opd.cli.train import check_recipe, parse, resolve_model, settle_models
 from trl_opd.errors import UserError
 from trl_opd.methods import load, method
+from trl_opd.recipes import with_paths
 
 USAGE = """usage: trl-opd cache METHOD --config RECIPE.yaml --output DIR [--rollouts FILE] [--option value ...]
 
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(USAGE)
         return 0
-    name, options = argv[0], argv[1:]
+    name, options = argv[0], with_paths(argv[1:])
     entry = method(name)
     own = Parser(prog="trl-opd cache", add_help=False)
     own.add_argument("--rollouts", type=Path)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from trl_opd.cli.train import check_recipe, make_trainer, named_functions, parse
 from trl_opd.errors import UserError
+from trl_opd.recipes import with_paths
 
 USAGE = """usage: trl-opd discover --config RECIPE.yaml [--option value ...]
 
@@ -44,8 +45,9 @@ def main(argv: list[str]) -> int:
 
         print(USAGE.format(rounds=DiscoverConfig.max_steps, attempts=DiscoverConfig.num_generations))
         return 0
-    check_recipe(argv, "sdpo")
-    data_args, config, model_args = parse("DiscoverConfig", argv)
+    options = with_paths(argv)
+    check_recipe(options, "sdpo")
+    data_args, config, model_args = parse("DiscoverConfig", options)
     return _discover(data_args, config, model_args)
 
 
