@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises."""
+"""The one exception that a user's mistake raises, and the exit status of an interrupted command."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
     The command line prints it without a traceback and exits with status 2. It derives from `ValueError`, so that a
     script that drives the trainers needs no import of ours to catch it.
     """
+
+
+#: Exit status of a command after Ctrl-C, as shells have it.
+INTERRUPTED = 130

@@ -35,7 +35,7 @@ from trl_opd.boards.runs import (
 )
 from trl_opd.boards.spec import BoardSpec
 from trl_opd.boards.trials import settle_trials
-from trl_opd.errors import UserError
+from trl_opd.errors import INTERRUPTED, UserError
 
 LAUNCHER = (sys.executable, "-m", "trl_opd")
 POLL_SECONDS = 0.05
@@ -44,7 +44,6 @@ LOCK_PATIENCE_SECONDS = 30.0
 BOARD_LOCK_PATIENCE_SECONDS = 3.0
 #: Longer than a process that was asked to end is given before it is killed.
 STOP_PATIENCE_SECONDS = 20.0
-EXIT_INTERRUPTED = 130
 #: Exit status of a command that refuses its settings: it would refuse them again.
 REFUSED = 2
 LOG_TAIL_BYTES = 1 << 16
@@ -93,7 +92,7 @@ def run_board(spec: BoardSpec, launcher: Sequence[str] = LAUNCHER, console: Cons
             queue.stop()
             queue.note_interruption()
             display.event(f"Stopped: {_standing(spec)}; the same command goes on from here.")
-            return EXIT_INTERRUPTED
+            return INTERRUPTED
         except ClusterLost as error:
             raise UserError(f"{error}: {_standing(spec)}; the same command goes on once it is back.") from error
         except OSError as error:

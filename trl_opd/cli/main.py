@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from trl_opd import __version__
-from trl_opd.errors import UserError
+from trl_opd.errors import INTERRUPTED, UserError
 from trl_opd.suggest import suggest
 from trl_opd.versions import check_versions
 
@@ -25,8 +25,6 @@ COMMANDS = {
 
 #: Exit status after a mistake of the user.
 MISTAKE = 2
-#: Exit status after Ctrl-C, as shells have it.
-INTERRUPTED = 130
 
 
 def usage() -> str:

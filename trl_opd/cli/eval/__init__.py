@@ -3,8 +3,7 @@
 import sys
 from importlib import import_module
 
-from trl_opd.cli.main import INTERRUPTED
-from trl_opd.errors import UserError
+from trl_opd.errors import INTERRUPTED, UserError
 from trl_opd.evals.records import suggest
 
 #: First word -> module with a `main(argv) -> int`. Without one of them, benchmarks are run.
